@@ -1,0 +1,48 @@
+# Self-documenting: `make help` lists every target with the text after its `##`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install test quick lint format types layers schema wheel oldest ci readme-figures
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+install: ## create $(VENV) with the tested versions, the project (editable) and all developer tools
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+
+test: ## run the whole test suite
+	$(BIN)/python -m pytest
+
+quick: ## run the tests that take less than 5 s each
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: ## check types (mypy strict)
+	$(BIN)/mypy
+
+layers: ## check the import directions
+	$(BIN)/lint-imports
+
+schema: ## regenerate the schedule format's JSON schema
+	$(BIN)/python -m schedsearch.schedule._schema
+
+wheel: ## build the wheel and check what is in it
+	rm -rf dist
+	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
+	$(BIN)/python .ci/check_wheel.py dist
+
+oldest: ## run the runtime and command line tests on the oldest supported diffusers
+	PYTHON=$(BIN)/python bash .ci/oldest-diffusers
+
+ci: ## everything CI does, in a fresh copy and a fresh environment
+	bash .ci/run

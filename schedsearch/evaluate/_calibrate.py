@@ -1,0 +1,194 @@
+"""Measures a `CostModel`: module times in place, then the coefficients from a few schedules run on the device.
+
+The probes are whole calls at the extremes and in the middle of what a search will try: no cache, almost everything
+cached, every second step, at each level, with and without forecasts. They run interleaved with the plain call, and
+each counts as a ratio to the plain run of its own round, so a machine that slows down for a while slows both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from schedsearch.errors import EvaluationError
+from schedsearch.evaluate._cost import FEATURES, CostModel, feature_amounts
+from schedsearch.evaluate._insitu import Breakdown, measure_breakdown
+from schedsearch.evaluate._latency import TimedRun, device_name, measure_latency, paired_ratio
+from schedsearch.evaluate._workload import pipeline_kwargs
+from schedsearch.runtime import apply, denoiser_of, identity_schedule
+from schedsearch.runtime._topology import block_lists_of
+from schedsearch.schedule import MODEL_ROW, Schedule
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from schedsearch.evaluate._work import BlockLists
+    from schedsearch.evaluate._workload import Prompt, Workload
+
+PLAIN = "plain"
+
+PRIOR_WEIGHTS = {"floor": 0.5, "loop": 0.5, "compute": 0.1}
+OTHER_PRIOR_WEIGHT = 0.03
+"""Pull towards what was measured in place (nothing, for cache work), relative to a probe's own weight of 1.
+
+Probes alone cannot tell a floor from a loop of a fixed number of steps; in-place shares can. The cache work is the other
+way round: only probes see it.
+"""
+
+OUTLIER = 0.02
+"""Relative error beyond which a probe counts as disturbed and its weight falls off (Huber 1964)."""
+
+
+def measure_cost(
+    pipe: DiffusionPipeline,
+    workload: Workload,
+    *,
+    device: torch.device | str,
+    prompt: Prompt = "a picture",
+    repeats: int = 4,
+    warmup: int = 1,
+    on_round: Callable[[int, int], None] | None = None,
+) -> CostModel:
+    """Return the cost model of ``pipe`` at batch 1 on ``device``, measured and calibrated.
+
+    Args:
+        pipe: the pipeline, without a schedule applied.
+        workload: how it is called.
+        device: where it runs.
+        prompt: one prompt; its text does not matter.
+        repeats: rounds over all probes, and runs with hooks.
+        warmup: rounds that do not count.
+        on_round: called with the rounds done and the rounds in all.
+
+    Raises:
+        EvaluationError: if the plain run has fewer than two steps.
+    """
+    if workload.steps < 2:
+        raise EvaluationError(f"measure_cost: found {workload.steps} step, expected a plain run of two steps at least.")
+    place = torch.device(device)
+    block_lists = block_lists_of(pipe)
+    call = partial(call_once, pipe, workload, prompt)
+    probes = probe_schedules(pipe, workload, block_lists)
+    runs: dict[str, TimedRun | Callable[[], object]] = {PLAIN: call}
+    runs |= {name: timed_schedule(pipe, schedule, call) for name, schedule in probes.items()}
+    report = None if on_round is None else partial(_relay, on_round, warmup + repeats)
+    samples = measure_latency(runs, repeats=repeats, warmup=warmup, device=place, on_round=report)
+    full_ms = samples[PLAIN].median_ms
+    breakdown = measure_breakdown(
+        call, denoiser_of(pipe), block_lists, full_ms=full_ms, device=place, repeats=repeats
+    )
+    measured = {name: paired_ratio(samples[name], samples[PLAIN]).median * full_ms for name in probes}
+    coefficients = _fit(probes, measured, breakdown, full_ms)
+    model = CostModel(
+        device=device_name(place), full_ms=full_ms, times=breakdown.times, coefficients=coefficients, residual=0.0
+    )
+    residual = max(abs(model.predict_ms(probes[name]) / ms - 1.0) for name, ms in measured.items())
+    return dataclasses.replace(model, residual=residual)
+
+
+def call_once(pipe: DiffusionPipeline, workload: Workload, prompt: Prompt, steps: int | None = None) -> torch.Tensor:
+    """Return the images of one whole pipeline call, text encoders and VAE included, always with the same noise."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    images: torch.Tensor = pipe(**pipeline_kwargs(workload, prompt, generator=generator, steps=steps))[0]
+    return images
+
+
+def timed_schedule(pipe: DiffusionPipeline, schedule: Schedule, call: Callable[..., object]) -> TimedRun:
+    """Return ``call`` under ``schedule``; putting the schedule on and taking it off is not part of its time."""
+    return TimedRun(call=partial(call, steps=schedule.n_steps), prepare=partial(apply, pipe, schedule))
+
+
+def probe_schedules(pipe: DiffusionPipeline, workload: Workload, block_lists: BlockLists) -> dict[str, Schedule]:
+    """Return the schedules a cost model is calibrated with, by name."""
+    n = workload.steps
+    size = {"height": workload.height, "width": workload.width}
+    full = identity_schedule(pipe, n, **size)
+    blocks = [block for each in block_lists for block in each]
+    names = [block.name for block in blocks]
+    parts = [f"{block.name}.{part}" for block in blocks for part in block.components]
+    probes = {"no cache": full, "a quarter of the steps": identity_schedule(pipe, max(2, n // 4), **size)}
+    for place, modules, patterns in (
+        ("model", [MODEL_ROW], tuple(_ROWS)),
+        ("blocks", names, tuple(_ROWS)),
+        ("every second block", names[::2], ("reuse all", "forecast half")),
+        ("components", parts, tuple(_ROWS)),
+        ("attention", [name for name in parts if name.endswith("attn")], ("reuse half",)),
+    ):
+        for pattern in patterns:
+            first, repeated = _ROWS[pattern]
+            row = (first + repeated * n)[:n]
+            probes[f"{place}, {pattern}"] = dataclasses.replace(full, ops=tuple((name, row) for name in modules))
+    return probes
+
+
+_ROWS = {
+    "reuse all": ("C", "R"),
+    "reuse half": ("", "CR"),
+    "forecast all": ("CCCC", "3"),
+    "forecast half": ("CC", "C2"),
+}
+"""Near-empty and half rows, as a beginning and what is repeated after it."""
+
+
+def _relay(on_round: Callable[[int, int], None], total: int, done: int) -> None:
+    on_round(done, total)
+
+
+def _fit(
+    probes: Mapping[str, Schedule],
+    measured: Mapping[str, float],
+    breakdown: Breakdown,
+    full_ms: float,
+) -> tuple[float, ...]:
+    """Return the non-negative coefficients with the least relative error over the probes, near the measured parts."""
+    prior = dict.fromkeys(FEATURES, 0.0) | {
+        "floor": breakdown.floor_ms,
+        "loop": breakdown.loop_ms,
+        "compute": 1.0,
+    }
+    table = [feature_amounts(probes[name], breakdown.times) for name in measured]
+    rows = [[amount / ms for amount in amounts] for amounts, ms in zip(table, measured.values(), strict=True)]
+    pulls, goals = [], []
+    for j, name in enumerate(FEATURES):
+        weight = PRIOR_WEIGHTS.get(name, OTHER_PRIOR_WEIGHT) * max(row[j] for row in rows)
+        pulls.append([weight if k == j else 0.0 for k in range(len(FEATURES))])
+        goals.append(weight * prior[name])
+    trust = [1.0] * len(rows)
+    for _ in range(5):
+        weighted = [[w * x for x in row] for w, row in zip(trust, rows, strict=True)]
+        found = nonnegative_least_squares(weighted + pulls, trust + goals)
+        errors = [abs(1.0 - sum(x * c for x, c in zip(row, found, strict=True))) for row in rows]
+        trust = [min(1.0, (OUTLIER / error) ** 0.5) if error else 1.0 for error in errors]
+    return found
+
+
+def nonnegative_least_squares(
+    rows: Sequence[Sequence[float]], targets: Sequence[float], *, sweeps: int = 4000
+) -> tuple[float, ...]:
+    """Return the ``x >= 0`` with the least ``|rows x - targets|_2``, by cyclic coordinate descent.
+
+    >>> [round(x, 6) for x in nonnegative_least_squares([[1.0, 0.0], [0.0, 1.0]], [2.0, -1.0])]
+    [2.0, 0.0]
+    """
+    a = torch.tensor(rows, dtype=torch.float64)
+    gram = (a.T @ a).tolist()
+    goal = (a.T @ torch.tensor(targets, dtype=torch.float64)).tolist()
+    x = [0.0] * len(goal)
+    for _ in range(sweeps):
+        change = 0.0
+        for j, row in enumerate(gram):
+            if row[j] <= 0.0:
+                continue
+            slack = goal[j] - sum(g * v for g, v in zip(row, x, strict=True))
+            new = max(0.0, x[j] + slack / row[j])
+            change = max(change, abs(new - x[j]))
+            x[j] = new
+        if change < 1e-12:
+            break
+    return tuple(x)
+
+

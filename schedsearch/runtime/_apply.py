@@ -1,0 +1,215 @@
+"""Puts a schedule on a live pipeline and takes it off again."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache, partial
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from schedsearch.errors import (
+    AlreadyAppliedError,
+    ApplyError,
+    ModelMismatchError,
+    ScheduleMismatchWarning,
+    UnsupportedFeatureError,
+    UsageError,
+)
+from schedsearch.runtime._describe import describe
+from schedsearch.runtime._plan import Plan, plan
+from schedsearch.runtime._scheduler import ScheduleScheduler
+from schedsearch.runtime._state import RunState
+from schedsearch.runtime._topology import adapters_of, block_lists_of, denoiser_of, model_ref, tokens, topology_of
+from schedsearch.runtime._wrap import Patch, wrap
+from schedsearch.schedule import MODEL_ROW, Schedule
+
+_MARK = "_schedsearch_handle"
+
+
+class Handle:
+    """A schedule that is on a pipeline; leaving the ``with`` block, or `remove`, takes it off.
+
+    Attributes:
+        schedule: what is being replayed.
+    """
+
+    def __init__(self, pipe: Any, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self._pipe = pipe
+        self._denoiser = denoiser_of(pipe)
+        self._has_room = False
+        lists = block_lists_of(pipe)
+        self._plan_from = lru_cache(maxsize=64)(partial(_plan_from, schedule, lists))
+        first = self._plan_from(0)
+        self._state = RunState(first.sites)
+        self._original_scheduler = pipe.scheduler
+        self._scheduler = ScheduleScheduler.install(
+            pipe.scheduler,
+            schedule,
+            begin_run=self._begin_run,
+            move_to=self._state.move_to,
+            expected_tokens=tokens(pipe, height=schedule.model.height, width=schedule.model.width),
+        )
+        streams = {blocks.name: blocks.streams for blocks in topology_of(pipe).lists}
+        self._patches: list[Patch] = wrap(self._denoiser, first.sites, streams, self._state)
+        setattr(self._denoiser, _MARK, self)
+        pipe.scheduler = self._scheduler
+
+    @property
+    def plan(self) -> Plan:
+        """What a run from the first step on does."""
+        return self._plan_from(0)
+
+    def remove(self) -> None:
+        """Puts the pipeline back as it was; calling it again does nothing.
+
+        Raises:
+            ApplyError: somebody wrapped a module after `apply`; remove that wrapper first.
+        """
+        while self._patches:
+            if not self._patches[-1].undo():
+                raise ApplyError(
+                    "pipe: a module was wrapped again after the schedule was applied, so the schedule cannot be taken "
+                    "off underneath it. Remove the later wrapper (hook, offloading, another cache) first, then call "
+                    "remove() again."
+                )
+            self._patches.pop()
+        if getattr(self._denoiser, _MARK, None) is self:
+            delattr(self._denoiser, _MARK)
+        if self._pipe.scheduler is self._scheduler:
+            self._pipe.scheduler = self._original_scheduler
+
+    def describe(self) -> str:
+        """Returns in words what runs at which step, what is kept, and how much memory the caches hold now."""
+        return describe(self.schedule, self.plan, n_bytes=self._state.n_bytes)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _begin_run(self, begin: int, device: torch.device) -> None:
+        if not self._has_room and _is_compiled(getattr(self._pipe, topology_of(self._pipe).denoiser)):
+            _make_room_for_graphs(len(set(self.plan.patterns)))
+            self._has_room = True
+        self._state.start(self._plan_from(begin), device)
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or any(m._compiled_call_impl is not None for m in module.modules())
+
+
+def _make_room_for_graphs(n_patterns: int) -> None:
+    """Lets ``torch.compile`` keep one more graph per step pattern (and branch allocation) than it does by default, since
+    with ``fullgraph=True`` it refuses to run at all beyond its limit.
+    """
+    import torch.compiler.config  # here, because it pulls in the compiler, which plain runs never need
+
+    config = torch.compiler.config
+    config.recompile_limit += 2 * n_patterns + 2
+    config.accumulated_recompile_limit += 2 * n_patterns + 2
+
+
+def _plan_from(schedule: Schedule, lists: Any, begin: int) -> Plan:
+    return plan(schedule, lists, begin=begin)
+
+
+def apply(pipe: Any, source: Schedule | str | PathLike[str], *, budget: str | None = None) -> Handle:
+    """Puts a schedule on ``pipe``; the next ``pipe(...)`` calls replay it.
+
+    Args:
+        pipe: a live diffusers pipeline of a supported family.
+        source: a schedule, a schedule file, or a frontier folder.
+        budget: which schedule of a frontier folder, such as ``4x``, ``800ms`` or ``60%macs``.
+
+    Returns:
+        The handle that describes the schedule and takes it off again; also a context manager.
+
+    Raises:
+        ScheduleError: the file cannot be read.
+        UsageError: a budget for something that is not a frontier, or none for one that is.
+        ModelMismatchError: made for a denoiser with other blocks or another configuration.
+        AlreadyAppliedError: the denoiser already carries a schedule.
+        UnsupportedFeatureError: the schedule uses something this release cannot replay.
+
+    Warns:
+        ScheduleMismatchWarning: other adapters are loaded than when the schedule was searched; or, at the first run,
+            another resolution.
+    """
+    schedule = _load(source, budget)
+    denoiser = denoiser_of(pipe)
+    if getattr(denoiser, _MARK, None) is not None:
+        raise AlreadyAppliedError(
+            "pipe: its denoiser already carries a schedule, expected none. Call remove() on the handle of the first one."
+        )
+    _check_supported(schedule)
+    _check_model(pipe, schedule)
+    return Handle(pipe, schedule)
+
+
+def _load(source: Schedule | str | PathLike[str], budget: str | None) -> Schedule:
+    if isinstance(source, Schedule):
+        folder = None
+    else:
+        folder = Path(source) if Path(source).is_dir() else None
+    if folder is not None:
+        if budget is None:
+            raise UsageError(
+                f"budget: found none, expected one such as '4x', because {folder} is a frontier folder with several "
+                "schedules. Name a budget, or pass one schedule file."
+            )
+        return read_frontier(folder).load(budget)
+    if budget is not None:
+        raise UsageError(
+            f"budget: found {budget!r}, expected none, because a single schedule was given. A budget picks one schedule "
+            "of a frontier folder; leave it out."
+        )
+    return source if isinstance(source, Schedule) else read_schedule(Path(source))
+
+
+def _check_supported(schedule: Schedule) -> None:
+    for field, present in (
+        ("guidance", schedule.guidance is not None),
+        ("precision", bool(schedule.precision)),
+        ("tables", schedule.tables is not None),
+    ):
+        if present:
+            raise UnsupportedFeatureError(
+                f"{field}: the schedule has this part, expected none: this release replays steps, ops and pruned "
+                "modules. Use a schedule without it, or a release that replays it."
+            )
+
+
+def _check_model(pipe: Any, schedule: Schedule) -> None:
+    ref = schedule.model
+    here = model_ref(pipe, height=ref.height, width=ref.width, batch=ref.batch)
+    for field, found, expected in (("config", here.config, ref.config), ("blocks", here.blocks, ref.blocks)):
+        if found != expected:
+            raise ModelMismatchError(
+                f"model.{field}: found a {type(denoiser_of(pipe)).__name__} with {field} {found[:12]}, expected "
+                f"{expected[:12]}, for which this schedule was searched. Load that model, or search a schedule for this one "
+                "with `schedsearch optimize`."
+            )
+    known = {b.name for blocks in block_lists_of(pipe) for b in blocks} | {
+        f"{b.name}.{c}" for blocks in block_lists_of(pipe) for b in blocks for c in b.components
+    }
+    for name in (*(name for name, _ in schedule.ops if name != MODEL_ROW), *schedule.pruned):
+        if name not in known:
+            raise ModelMismatchError(
+                f"ops.{name}: this denoiser has no such schedulable module; expected a block such as "
+                f"{min(known, key=len)}. Search a schedule for this model."
+            )
+    if adapters_of(pipe) != ref.adapters:
+        warnings.warn(
+            f"the schedule was searched with adapters {list(ref.adapters)} and runs with {list(adapters_of(pipe))}: it "
+            "stays correct, but quality was not measured here.",
+            ScheduleMismatchWarning,
+            stacklevel=3,
+        )

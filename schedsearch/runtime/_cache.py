@@ -1,0 +1,74 @@
+"""The numbers a site keeps between steps: divided differences of what it computed, per stream.
+
+Buffers are allocated once per shape and written in place, so a run makes no garbage that grows with its steps. Knows
+nothing of schedules: when to keep and with which numbers is the plan's business (see ``_plan.py`` for the formula).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Scalars = tuple[Tensor, ...]
+"""0-dimensional float32 tensors on the denoiser's device: reading them needs no synchronisation."""
+
+
+class Cache:
+    """Divided differences of one site's values, newest first.
+
+    ``levels[k][j]`` is the ``j``-th divided difference of stream ``k``. Not thread-safe, like the pipeline it serves.
+    """
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self.levels: list[list[Tensor]] = []
+
+    def keep(self, values: Sequence[Tensor], scales: Scalars) -> None:
+        """Takes newly computed ``values`` (one tensor per stream).
+
+        Args:
+            values: what the site computed; copied.
+            scales: ``1 / (s_new - s_j)`` for the newest, second newest, ... kept noise level; their number is the
+                highest difference that exists after this call.
+        """
+        if not self._fits(values):
+            self.levels = [[torch.empty_like(v) for _ in range(self.order + 1)] for v in values]
+        for differences, value in zip(self.levels, values, strict=True):
+            carry = value
+            for level, scale in enumerate(scales):
+                following = (carry - differences[level]) * scale
+                differences[level].copy_(carry)
+                carry = following
+            differences[len(scales)].copy_(carry)
+
+    def predict(self, weights: Scalars) -> list[Tensor]:
+        """Returns the forecast per stream: the kept value itself without ``weights``, else a new tensor."""
+        return [_evaluate(differences, weights) for differences in self.levels]
+
+    def add_to(self, streams: Sequence[Tensor], weights: Scalars) -> list[Tensor]:
+        """Returns each stream plus its forecast: one addition per stream and order."""
+        return [s + p for s, p in zip(streams, self.predict(weights), strict=True)]
+
+    def forget(self) -> None:
+        """Frees the buffers."""
+        self.levels = []
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes held."""
+        return sum(t.numel() * t.element_size() for stream in self.levels for t in stream)
+
+    def _fits(self, values: Sequence[Tensor]) -> bool:
+        if len(self.levels) != len(values):
+            return False
+        held = [stream[0] for stream in self.levels]
+        return all(h.shape == v.shape and h.dtype == v.dtype and h.device == v.device for h, v in zip(held, values))
+
+
+def _evaluate(differences: Sequence[Tensor], weights: Scalars) -> Tensor:
+    value = differences[0]
+    for difference, weight in zip(differences[1:], weights):
+        value = torch.addcmul(value, difference, weight)
+    return value

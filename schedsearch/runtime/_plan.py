@@ -1,0 +1,184 @@
+"""Turns a schedule into what each step does, before anything runs.
+
+A *site* is a place whose output is cached: the whole denoiser, a run of adjacent blocks with equal rows, or one block
+component. The plan says for every site and every step whether it computes, computes and keeps, predicts or is skipped,
+and with which numbers. All of it follows from the rows, the sigmas and the first step, so nothing is decided while
+sampling. Knows nothing of torch.
+
+Forecasts are Newton's divided differences with the newest value first. With values ``f(s0), f(s1), ...`` kept at noise
+levels ``s0, s1, ...`` (newest first),
+
+    f(s) ~ f[s0] + (s - s0) f[s0,s1] + (s - s0)(s - s1) f[s0,s1,s2] + ...
+
+which is exact for polynomials of the forecast's order in sigma, for any gaps (Liu 2025, TaylorSeer, arXiv 2503.06923,
+uses equal gaps in the step index; the divided form is what uneven sigmas need).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, SKIP, Schedule
+from schedsearch.types import BlockSpec
+
+KEEP = "K"
+"""Compute, and keep the result for a later prediction."""
+
+IDLE = "."
+"""The site is not reached at this step: a coarser one answers for it, or the run starts later."""
+
+RUNS = (COMPUTE, KEEP)
+"""Actions that execute the module."""
+
+SiteKind = Literal["model", "segment", "component"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One cached place and what it does at every step.
+
+    Attributes:
+        kind: ``model``, ``segment`` (adjacent blocks with equal rows) or ``component``.
+        modules: dotted names, in running order; empty for the whole denoiser.
+        actions: one character per step: ``C`` compute, ``K`` compute and keep, ``R`` or ``1 2 3`` predict to that
+            order, ``S`` skip, ``.`` not reached.
+        numbers: per step, the scales of a ``K`` or the weights of a prediction; empty elsewhere.
+        order: highest order its row asks for.
+    """
+
+    kind: SiteKind
+    modules: tuple[str, ...]
+    actions: str
+    numbers: tuple[tuple[float, ...], ...]
+    order: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a run does, from step ``begin`` on."""
+
+    begin: int
+    n_steps: int
+    sites: tuple[Site, ...]
+
+    @property
+    def patterns(self) -> tuple[tuple[str, ...], ...]:
+        """Per step the actions of all sites: equal tuples run the same code."""
+        return tuple(tuple(site.actions[i] for site in self.sites) for i in range(self.n_steps))
+
+
+def plan(schedule: Schedule, block_lists: Sequence[Sequence[BlockSpec]], *, begin: int = 0) -> Plan:
+    """Returns what ``schedule`` does on a denoiser with these blocks when a run starts at step ``begin``.
+
+    Args:
+        schedule: a valid schedule whose rows name only modules of ``block_lists``.
+        block_lists: the denoiser's lists of blocks, each in running order; segments do not cross lists.
+        begin: first step that is executed; later than 0 for image-to-image.
+    """
+    rows = _Rows(schedule)
+    model = _actions(rows(MODEL_ROW), begin, reached=COMPUTE * schedule.n_steps)
+    sites = [_site("model", (), rows(MODEL_ROW), model, schedule.sigma)] if rows.mentions(MODEL_ROW) else []
+    for blocks in block_lists:
+        for names in _segments(blocks, rows):
+            row = rows(names[0])
+            actions = _actions(row, begin, reached=model)
+            if rows.mentions(names[0]):
+                sites.append(_site("segment", names, row, actions, schedule.sigma))
+            for name in _parts(blocks, names[0], rows):
+                inner = _actions(rows(name), begin, reached=actions)
+                sites.append(_site("component", (name,), rows(name), inner, schedule.sigma))
+    return Plan(begin=begin, n_steps=schedule.n_steps, sites=tuple(sites))
+
+
+class _Rows:
+    """The schedule's rows, with a pruned module as a row that only skips."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._pruned = frozenset(schedule.pruned)
+
+    def __call__(self, name: str) -> str:
+        return SKIP * self._schedule.n_steps if name in self._pruned else self._schedule.row(name)
+
+    def mentions(self, name: str) -> bool:
+        return set(self(name)) != {COMPUTE}
+
+
+def _parts(blocks: Sequence[BlockSpec], name: str, rows: _Rows) -> list[str]:
+    """Names of the components of block ``name`` that have a row."""
+    components = next(b.components for b in blocks if b.name == name)
+    return [part for c in components if rows.mentions(part := f"{name}.{c}")]
+
+
+def _segments(blocks: Sequence[BlockSpec], rows: _Rows) -> list[tuple[str, ...]]:
+    """Names of adjacent blocks with equal rows; a block with component rows stands alone.
+
+    Rows and not actions decide, so that the segments of a run do not depend on the step it begins at.
+    """
+    alone = {b.name for b in blocks if _parts(blocks, b.name, rows)}
+    keyed = [((rows(b.name), b.name if b.name in alone else ""), b.name) for b in blocks]
+    return [tuple(name for _, name in run) for _, run in groupby(keyed, key=lambda pair: pair[0])]
+
+
+def _actions(row: str, begin: int, *, reached: str) -> str:
+    """Resolves a row: before ``begin`` and where ``reached`` says a coarser site answers, nothing happens; a
+    prediction without history computes; orders are clipped to the history (FORMAT.md, section on history).
+    """
+    out: list[str] = []
+    computed = 0
+    for i, op in enumerate(row):
+        if i < begin or reached[i] != COMPUTE:
+            out.append(IDLE)
+        elif op == SKIP:
+            out.append(SKIP)
+        elif op == COMPUTE or computed == 0:
+            out.append(COMPUTE)
+            computed += 1
+        else:
+            order = min(0 if op == REUSE else int(op), computed - 1)
+            out.append(str(order) if order else REUSE)
+    return "".join(out)
+
+
+def _site(kind: SiteKind, modules: tuple[str, ...], row: str, actions: str, sigma: tuple[float, ...]) -> Site:
+    """Marks the computes whose value a later prediction needs, and adds the numbers."""
+    kept = _needed(actions)
+    marked = "".join(KEEP if i in kept else a for i, a in enumerate(actions))
+    order = max((int(op) for op in row if op.isdigit()), default=0)
+    nodes: list[float] = []
+    numbers: list[tuple[float, ...]] = []
+    for i, action in enumerate(marked):
+        if action == KEEP:
+            numbers.append(tuple(1.0 / (sigma[i] - s) for s in nodes[:order]))
+            nodes.insert(0, sigma[i])
+        elif action.isdigit():
+            numbers.append(_newton_weights(sigma[i], nodes[: int(action)]))
+        else:
+            numbers.append(())
+    return Site(kind=kind, modules=modules, actions=marked, numbers=tuple(numbers), order=order)
+
+
+def _needed(actions: str) -> frozenset[int]:
+    """Steps whose computed value lies in the window of some later prediction."""
+    computed: list[int] = []
+    needed: set[int] = set()
+    for i, action in enumerate(actions):
+        if action == COMPUTE:
+            computed.append(i)
+        elif action == REUSE or action.isdigit():
+            window = 1 if action == REUSE else int(action) + 1
+            needed.update(computed[-window:])
+    return frozenset(needed)
+
+
+def _newton_weights(at: float, nodes: Sequence[float]) -> tuple[float, ...]:
+    """Weights of the first, second, ... divided difference at noise level ``at``; nodes newest first."""
+    weights: list[float] = []
+    product = 1.0
+    for node in nodes:
+        product *= at - node
+        weights.append(product)
+    return tuple(weights)

@@ -1,0 +1,120 @@
+"""Where a run stands: the step's program, and one set of caches per branch (conditional, unconditional).
+
+The scheduler moves the state between denoiser calls; the wrapped modules only read it. A program holds strings and
+tensors, never a step number, so ``torch.compile`` makes one graph per distinct pattern and not one per step. Knows
+nothing of pipelines.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from schedsearch.runtime._cache import Cache, Scalars
+from schedsearch.runtime._plan import IDLE, Plan, Site
+
+BRANCHES = 4
+"""Denoiser calls one step may make: conditional, unconditional, and room for guidance with more passes."""
+
+
+class StepProgram:
+    """What every site does at one step: ``actions[k]`` and ``numbers[k]`` belong to site ``k``."""
+
+    def __init__(self, actions: tuple[str, ...], numbers: tuple[Scalars, ...]) -> None:
+        self.actions = actions
+        self.numbers = numbers
+
+
+class SiteState:
+    """One site on one branch: its cache, and the streams in flight while a segment is being computed."""
+
+    def __init__(self, order: int) -> None:
+        self.cache = Cache(order)
+        self.is_tuple = True
+        self.entered: list[Tensor] | None = None
+        self.left: list[Tensor] | None = None
+        self.gathered: list[Tensor] | None = None
+
+
+class Branch:
+    """All caches of one branch; ``following`` is the branch of the step's next denoiser call."""
+
+    def __init__(self, orders: tuple[int, ...], following: Branch | None) -> None:
+        self.sites = [SiteState(order) for order in orders]
+        self.following = following
+
+
+class RunState:
+    """The live state of one applied schedule.
+
+    Attributes:
+        now: the program of the coming denoiser calls.
+        branch: the branch of the coming denoiser call; ``None`` when the step made more calls than `BRANCHES`.
+        active: the branch of the denoiser call in progress.
+    """
+
+    def __init__(self, sites: tuple[Site, ...]) -> None:
+        self._idle = StepProgram(tuple(IDLE for _ in sites), tuple(() for _ in sites))
+        orders = tuple(site.order for site in sites)
+        first: Branch | None = None
+        for _ in range(BRANCHES):
+            first = Branch(orders, first)
+        assert first is not None
+        self._first: Branch = first
+        self._programs: tuple[StepProgram, ...] = ()
+        self._made: dict[tuple[int, torch.device], tuple[StepProgram, ...]] = {}
+        self.now = self._idle
+        self.branch: Branch | None = first
+        self.active: Branch = first
+
+    def start(self, plan: Plan, device: torch.device) -> None:
+        """Begins a run at the plan's first step; earlier values cannot leak into it, because the plan never reads
+        what it has not kept.
+        """
+        key = (plan.begin, device)
+        if key not in self._made:
+            self._made[key] = _programs(plan, device)
+        self._programs = self._made[key]
+        if not torch.is_inference_mode_enabled():
+            self._drop_inference_buffers()
+        self.move_to(plan.begin)
+
+    def move_to(self, step: int) -> None:
+        """Makes ``step`` the coming one; past the last step every site computes and keeps nothing."""
+        self.now = self._programs[step] if step < len(self._programs) else self._idle
+        self.branch = self._first
+
+    @property
+    def branches(self) -> list[Branch]:
+        """All branches, the conditional one first."""
+        found: list[Branch] = []
+        branch: Branch | None = self._first
+        while branch is not None:
+            found.append(branch)
+            branch = branch.following
+        return found
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes all caches hold now."""
+        return sum(site.cache.n_bytes for branch in self.branches for site in branch.sites)
+
+    def _drop_inference_buffers(self) -> None:
+        # Tensors made under torch.inference_mode cannot be written in place outside of it.
+        for branch in self.branches:
+            for site in branch.sites:
+                if site.cache.levels and site.cache.levels[0][0].is_inference():
+                    site.cache.forget()
+
+
+def _programs(plan: Plan, device: torch.device) -> tuple[StepProgram, ...]:
+    """Puts a plan's numbers on ``device`` in one transfer and hands out 0-dimensional views of it."""
+    flat = [x for i in range(plan.n_steps) for site in plan.sites for x in site.numbers[i]]
+    scalars = iter(torch.tensor(flat, dtype=torch.float64).to(torch.float32).to(device).unbind())
+    return tuple(
+        StepProgram(
+            actions=tuple(site.actions[i] for site in plan.sites),
+            numbers=tuple(tuple(next(scalars) for _ in site.numbers[i]) for site in plan.sites),
+        )
+        for i in range(plan.n_steps)
+    )

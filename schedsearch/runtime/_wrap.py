@@ -1,0 +1,204 @@
+"""Wraps the forward of a denoiser, its blocks and their components, on the instance and reversibly.
+
+A wrapper reads the current action of its site and either runs the module (keeping what it computed, if a later step
+needs it) or answers from the cache. No wrapper branches on a tensor or reads one back.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from schedsearch.runtime._plan import KEEP, RUNS, IDLE, Site
+from schedsearch.runtime._state import RunState, SiteState
+from schedsearch.schedule import SKIP
+
+Forward = Callable[..., Any]
+
+
+class Patch:
+    """One replaced ``forward``; `undo` puts back exactly what stood on the instance before."""
+
+    def __init__(self, module: nn.Module, forward: Forward) -> None:
+        self._module = module
+        self._had_own = "forward" in module.__dict__
+        self._original = module.forward
+        self._forward = functools.wraps(module.forward)(forward)
+        module.forward = self._forward
+
+    def undo(self) -> bool:
+        """Restores the module; returns whether our wrapper was still the outermost one."""
+        if self._module.__dict__.get("forward") is not self._forward:
+            return False
+        if self._had_own:
+            self._module.forward = self._original
+        else:
+            del self._module.__dict__["forward"]
+        return True
+
+
+def computes(action: str) -> bool:
+    """Whether a module with this action runs; where nothing is planned (``.``) it always does."""
+    return action in RUNS or action == IDLE
+
+
+def model_forward(module: nn.Module, state: RunState, index: int | None) -> Forward:
+    """Returns the denoiser's forward: takes the branch of this call, then computes or predicts the output.
+
+    Args:
+        module: the denoiser.
+        state: the run.
+        index: number of the ``model`` site, ``None`` if only blocks have rows.
+    """
+    original = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        branch = state.branch
+        if branch is None:
+            raise RuntimeError("more denoiser calls in one step than a schedule keeps branches for")
+        state.active = branch
+        state.branch = branch.following
+        if index is None:
+            return original(*args, **kwargs)
+        action, numbers = state.now.actions[index], state.now.numbers[index]
+        cache = branch.sites[index].cache
+        if computes(action):
+            output = original(*args, **kwargs)
+            if action == KEEP:
+                cache.keep((output[0],), numbers)
+            return output
+        (sample,) = cache.predict(numbers)
+        return (sample,) if kwargs.get("return_dict") is False else Transformer2DModelOutput(sample=sample)
+
+    return forward
+
+
+def component_forward(module: nn.Module, state: RunState, index: int) -> Forward:
+    """Returns a component's forward: its raw output (before any gate) is computed, predicted or zero."""
+    original = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        action, numbers = state.now.actions[index], state.now.numbers[index]
+        site = state.active.sites[index]
+        if computes(action):
+            output = original(*args, **kwargs)
+            if action == KEEP:
+                site.is_tuple = isinstance(output, tuple)
+                site.cache.keep(output if site.is_tuple else (output,), numbers)
+            return output
+        if action == SKIP:
+            return _zeros(module, *args, **kwargs)
+        values = site.cache.predict(numbers)
+        return tuple(values) if site.is_tuple else values[0]
+
+    return forward
+
+
+def _zeros(
+    module: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+) -> Any:
+    """What a component returns when it is skipped: nothing is added to either stream."""
+    if isinstance(module, nn.Linear):
+        return hidden_states.new_zeros((*hidden_states.shape[:-1], module.out_features))
+    if encoder_hidden_states is None:
+        return torch.zeros_like(hidden_states)
+    return torch.zeros_like(hidden_states), torch.zeros_like(encoder_hidden_states)
+
+
+def segment_forwards(
+    modules: Sequence[nn.Module], streams: tuple[str, ...], state: RunState, index: int
+) -> list[Forward]:
+    """Returns the forwards of a run of adjacent blocks that share one cache.
+
+    What is kept is the sum of the blocks' own residuals (out minus in). Whatever stands between two blocks, such as a
+    ControlNet's addition, is not part of it and is added afresh at every step. Predicting costs one addition per
+    stream for the whole run: its first block adds, the others hand their input on.
+    """
+    last = len(modules) - 1
+    return [
+        _block_forward(module, streams, state, index, first=i == 0, last=i == last) for i, module in enumerate(modules)
+    ]
+
+
+def _block_forward(
+    module: nn.Module, streams: tuple[str, ...], state: RunState, index: int, *, first: bool, last: bool
+) -> Forward:
+    original = module.forward
+    names = list(inspect.signature(original).parameters)
+    places = [(name, names.index(name)) for name in streams]
+
+    def inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        return [kwargs[name] if name in kwargs else args[place] for name, place in places]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        action, numbers = state.now.actions[index], state.now.numbers[index]
+        site = state.active.sites[index]
+        if computes(action):
+            if action != KEEP:
+                return original(*args, **kwargs)
+            enter(site, inputs(args, kwargs), first=first)
+            output = original(*args, **kwargs)
+            leave(site, output, numbers, last=last)
+            return output
+        entered = inputs(args, kwargs)
+        if action == SKIP or not first:
+            return tuple(entered)
+        return tuple(site.cache.add_to(entered, numbers))
+
+    return forward
+
+
+def enter(site: SiteState, streams: list[Tensor], *, first: bool) -> None:
+    """Notes what goes into a block of a segment that keeps; gathers what was done so far if somebody has changed the
+    streams since the previous block returned them.
+    """
+    if first:
+        site.entered, site.gathered = streams, None
+    elif site.left is not None and any(a is not b for a, b in zip(streams, site.left)):
+        site.gathered = _residual(site)
+        site.entered = streams
+
+
+def leave(site: SiteState, streams: Sequence[Tensor], numbers: tuple[Tensor, ...], *, last: bool) -> None:
+    """Notes what a block returns; after the segment's last block keeps the residual and lets go of the streams."""
+    site.left = list(streams)
+    if last:
+        site.cache.keep(_residual(site), numbers)
+        site.entered = site.left = site.gathered = None
+
+
+def _residual(site: SiteState) -> list[Tensor]:
+    assert site.entered is not None and site.left is not None
+    own = [out - into for out, into in zip(site.left, site.entered)]
+    return own if site.gathered is None else [g + o for g, o in zip(site.gathered, own)]
+
+
+def wrap(denoiser: nn.Module, sites: Sequence[Site], streams: dict[str, tuple[str, ...]], state: RunState) -> list[Patch]:
+    """Wraps everything the sites name; a schedule without sites leaves the denoiser as it is.
+
+    Args:
+        denoiser: the module to wrap.
+        sites: the plan's sites, in the order of the run state's.
+        streams: per block list, the residual streams in the order a block returns them.
+        state: the run the wrappers read.
+    """
+    if not sites:
+        return []
+    patches: list[Patch] = []
+    for index, site in enumerate(sites):
+        modules = [denoiser.get_submodule(name) for name in site.modules]
+        if site.kind == "component":
+            patches.append(Patch(modules[0], component_forward(modules[0], state, index)))
+        elif site.kind == "segment":
+            order = streams[site.modules[0].rsplit(".", 1)[0]]
+            for module, forward in zip(modules, segment_forwards(modules, order, state, index), strict=True):
+                patches.append(Patch(module, forward))
+    model = next((i for i, site in enumerate(sites) if site.kind == "model"), None)
+    patches.append(Patch(denoiser, model_forward(denoiser, state, model)))
+    return patches

@@ -1,0 +1,68 @@
+"""The schedule format: stdlib only."""
+
+from schedsearch.schedule._budget import Budget, parse_budget
+from schedsearch.schedule._canonical import canonical_bytes
+from schedsearch.schedule._codec import ScheduleVersionWarning, dumps, loads, read_schedule, write_schedule
+from schedsearch.schedule._ecad_cost import FLUX_DEV, FluxStructure, ecad_macs
+from schedsearch.schedule._frontier import FrontierEntry, FrontierIndex, read_frontier, write_frontier
+from schedsearch.schedule._interchange import from_ecad, from_smoothcache, to_ecad, to_smoothcache
+from schedsearch.schedule._model import Schedule
+from schedsearch.schedule._parts import Measurement, ModelRef, PrecisionRule, Provenance, Solver, Tables, TableTensor
+from schedsearch.schedule._vocabulary import (
+    COMPUTE,
+    CORRECTORS,
+    FAMILIES,
+    FORECASTS,
+    FORMAT,
+    MAX_STEPS,
+    MODEL_ROW,
+    NUMBER_FORMATS,
+    OPS,
+    PREDICTIONS,
+    REUSE,
+    SKIP,
+    VERSION,
+)
+
+__all__ = [
+    "COMPUTE",
+    "CORRECTORS",
+    "FAMILIES",
+    "FLUX_DEV",
+    "FORECASTS",
+    "FORMAT",
+    "MAX_STEPS",
+    "MODEL_ROW",
+    "NUMBER_FORMATS",
+    "OPS",
+    "PREDICTIONS",
+    "REUSE",
+    "SKIP",
+    "VERSION",
+    "Budget",
+    "FluxStructure",
+    "FrontierEntry",
+    "FrontierIndex",
+    "Measurement",
+    "ModelRef",
+    "PrecisionRule",
+    "Provenance",
+    "Schedule",
+    "ScheduleVersionWarning",
+    "Solver",
+    "TableTensor",
+    "Tables",
+    "canonical_bytes",
+    "dumps",
+    "ecad_macs",
+    "from_ecad",
+    "from_smoothcache",
+    "loads",
+    "parse_budget",
+    "read_frontier",
+    "read_schedule",
+    "to_ecad",
+    "to_smoothcache",
+    "write_frontier",
+    "write_schedule",
+]

@@ -1,0 +1,70 @@
+"""What a schedule may cost, as a person writes it: ``4x``, ``800ms``, ``60%macs``.
+
+This module does not know schedules.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from schedsearch.errors import UsageError
+from schedsearch.schedule._checks import quote
+
+BudgetKind: TypeAlias = Literal["speedup", "latency_ms", "macs_fraction"]
+
+_BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})\s*(x|×|ms|s|%\s*macs)", re.IGNORECASE)
+_EXAMPLES = "such as 4x (four times as fast), 800ms or 1.5s (per call), or 60%macs (of the plain run's operations)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A limit on cost.
+
+    Attributes:
+        kind: name of the measurement it limits: ``speedup`` (at least ``value``), ``latency_ms`` or ``macs_fraction``
+            (at most ``value``).
+        value: the limit: a ratio, milliseconds, or a fraction of 1.
+    """
+
+    kind: BudgetKind
+    value: float
+
+    def met_by(self, measured: float) -> bool:
+        """Whether a measurement of this kind keeps the budget."""
+        return measured >= self.value if self.kind == "speedup" else measured <= self.value
+
+    def __str__(self) -> str:
+        """The budget as `parse_budget` reads it."""
+        if self.kind == "speedup":
+            return f"{self.value:g}x"
+        return f"{self.value:g}ms" if self.kind == "latency_ms" else f"{self.value * 100:g}%macs"
+
+
+def parse_budget(text: str) -> Budget:
+    """The budget that ``text`` writes.
+
+    >>> parse_budget("4x")
+    Budget(kind='speedup', value=4.0)
+    >>> parse_budget("1.5s").value, parse_budget("60%macs").value
+    (1500.0, 0.6)
+
+    Raises:
+        UsageError: if it is none of the three forms, a speedup below 1, no time at all, or not within 0 to 100 %.
+    """
+    match = _BUDGET.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise UsageError(f"budget: found {quote(text)}, expected a number with its unit, {_EXAMPLES}.")
+    value, unit = float(match[1]), match[2].lower()
+    if unit in ("x", "×"):
+        budget, legal = Budget(kind="speedup", value=value), value >= 1
+    elif unit in ("ms", "s"):
+        budget, legal = Budget(kind="latency_ms", value=value if unit == "ms" else value * 1000), value > 0
+    else:
+        budget, legal = Budget(kind="macs_fraction", value=value / 100), 0 < value <= 100
+    if not legal or not math.isfinite(value):
+        wanted = {"speedup": "1x or more", "latency_ms": "more than 0", "macs_fraction": "above 0 and up to 100%macs"}
+        raise UsageError(f"budget: found {quote(text)}, expected {wanted[budget.kind]}. Write a number {_EXAMPLES}.")
+    return budget

@@ -1,0 +1,237 @@
+"""Reads a space file (YAML) strictly, and binds it to one model.
+
+``spaces/README.md`` describes the file. Anything unknown, of the wrong type or illegal is a `SpaceError` with the dotted
+path, what was found, what was expected and what to do. This module does not know what the space is used for.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NoReturn
+
+from schedsearch.errors import SpaceError
+from schedsearch.schedule import COMPUTE, MAX_STEPS, MODEL_ROW, OPS, SKIP, ModelRef
+from schedsearch.space._space import LEVELS, Forbidden, SearchSpace
+from schedsearch.types import BlockSpec
+
+FORMAT = "schedsearch.space"
+VERSION = 1
+MAX_BYTES = 256 * 1024
+
+_PACKAGE = "schedsearch_spaces"
+_FROZEN = {"sigma": "default", "solver": "euler", "guidance": "pipeline", "precision": "pipeline"}
+"""Parts of a schedule that no axis opens yet, and the only value each may have."""
+
+
+def shipped_spaces() -> tuple[str, ...]:
+    """Names of the space files that come with the package."""
+    files = importlib.resources.files(_PACKAGE).iterdir()
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+
+
+def load_space(
+    source: str | Path, *, model: ModelRef, blocks: Sequence[BlockSpec], sigma: Sequence[float]
+) -> SearchSpace:
+    """The search space that a file declares, for one model.
+
+    Args:
+        source: name of a shipped space such as ``flux``, or path of a YAML file.
+        model: the denoiser the schedules will be for.
+        blocks: its schedulable blocks, in order of execution.
+        sigma: `(n_steps + 1,)` its default noise levels, post-shift, strictly decreasing.
+
+    Raises:
+        SpaceError: if there is no such file, it is not valid YAML, or any of it is unknown, of the wrong type or illegal.
+    """
+    where, text = _read(source)
+    return _Reader(where).space(_parse(where, text), model, tuple(blocks), tuple(float(level) for level in sigma))
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    """The file's name for messages, and its text."""
+    if isinstance(source, str) and source in shipped_spaces():
+        file = importlib.resources.files(_PACKAGE) / f"{source}.yaml"
+        return f"{source}.yaml", file.read_text(encoding="utf-8")
+    path = Path(source)
+    if not path.is_file():
+        names = ", ".join(shipped_spaces())
+        raise SpaceError(f"{source}: found no such space, expected one of {names}, or the path of a YAML file.")
+    if path.stat().st_size > MAX_BYTES:
+        raise SpaceError(f"{path}: found {path.stat().st_size} bytes, expected at most {MAX_BYTES}.")
+    try:
+        return path.name, path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpaceError(f"{path}: found bytes that are not UTF-8 ({error.reason}), expected a YAML text file.") from None
+
+
+def _parse(where: str, text: str) -> object:
+    import yaml
+
+    try:
+        document = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_doubles(where, document, "", set())
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "a fault"
+        raise SpaceError(f"{where}{line}: found invalid YAML ({problem}), expected a space file.") from None
+    except RecursionError:
+        raise SpaceError(f"{where}: found YAML nested too deeply, expected a space file.") from None
+
+
+def _refuse_doubles(where: str, node: object, path: str, seen: set[int]) -> None:
+    """YAML readers keep the last of two equal keys without a word, and expand aliases; neither has a use here."""
+    import yaml
+
+    if id(node) in seen:
+        raise SpaceError(f"{where}: {path}: found a YAML alias, expected the value itself; write it out.")
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for key, (_, child) in zip(keys, node.value, strict=True):
+            here = f"{path}.{key}" if path else str(key)
+            if keys.count(key) > 1:
+                raise SpaceError(f"{where}: {here}: found the key twice, expected it once; remove one.")
+            _refuse_doubles(where, child, here, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, child in enumerate(node.value):
+            _refuse_doubles(where, child, f"{path}[{i}]", seen)
+
+
+class _Reader:
+    """Typed getters over one parsed file; every complaint names the file and the dotted path."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def space(
+        self, document: object, model: ModelRef, blocks: tuple[BlockSpec, ...], sigma: tuple[float, ...]
+    ) -> SearchSpace:
+        top = self._mapping(
+            "", document, needed=("format", "version", "name", "levels"),
+            optional=("summary", "steps", "pruned", "forbidden", "frozen"),
+        )  # fmt: skip
+        self._exactly("format", top["format"], FORMAT)
+        self._exactly("version", top["version"], VERSION)
+        self._text("summary", top.get("summary", ""))
+        self._frozen(top.get("frozen", {}))
+        levels = self._levels(top["levels"])
+        prunable, max_pruned = self._pruned(top.get("pruned"), blocks)
+        return SearchSpace(
+            name=self._text("name", top["name"]),
+            model=model,
+            blocks=blocks,
+            sigma=sigma,
+            levels=levels,
+            counts=self._counts(top.get("steps", "default"), len(sigma) - 1),
+            prunable=prunable,
+            max_pruned=max_pruned,
+            forbidden=self._forbidden(top.get("forbidden", [])),
+        )
+
+    def _levels(self, value: object) -> tuple[tuple[str, str], ...]:
+        table = self._mapping("levels", value, needed=(), optional=LEVELS)
+        if not table:
+            self._fail("levels", "no level", f"at least one of {', '.join(LEVELS)}", "Name a level and its symbols.")
+        return tuple((level, self._symbols(f"levels.{level}", table[level], level)) for level in LEVELS if level in table)
+
+    def _symbols(self, path: str, value: object, level: str) -> str:
+        text = self._text(path, value)
+        legal = OPS.replace(SKIP, "") if level == MODEL_ROW else OPS
+        for char in text:
+            if char not in legal:
+                self._fail(path, repr(char), f"symbols out of {legal}", "Remove it.")
+        if COMPUTE not in text or len(set(text)) != len(text):
+            self._fail(path, repr(text), f"{COMPUTE} and every symbol once", "Write each symbol once, C among them.")
+        return "".join(char for char in OPS if char in text)
+
+    def _counts(self, value: object, default: int) -> tuple[int, ...]:
+        if value == "default":
+            return (default,)
+        table = self._mapping("steps", value, needed=("min", "max"))
+        low, high = (
+            default if table[end] == "default" else self._integer(f"steps.{end}", table[end], 1, MAX_STEPS)
+            for end in ("min", "max")
+        )
+        if table["min"] != "default" and table["max"] != "default" and low > high:
+            self._fail("steps", f"min {low} above max {high}", "min at most max", "Exchange them.")
+        return tuple(sorted({default, *range(low, high + 1)}))
+
+    def _pruned(self, value: object, blocks: tuple[BlockSpec, ...]) -> tuple[tuple[str, ...], int]:
+        if value is None:
+            return (), 0
+        table = self._mapping("pruned", value, needed=("max_fraction", "blocks"))
+        fraction = table["max_fraction"]
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction < 1.0:
+            self._fail("pruned.max_fraction", repr(fraction), "a number from 0 to below 1", "Some block must stay.")
+        globs = [self._text(f"pruned.blocks[{i}]", item) for i, item in enumerate(self._list("pruned.blocks", table["blocks"]))]
+        names = tuple(b.name for b in blocks if any(fnmatchcase(b.name, glob) for glob in globs))
+        return names, min(int(fraction * len(blocks) + 1e-9), len(names))
+
+    def _forbidden(self, value: object) -> tuple[Forbidden, ...]:
+        rules = []
+        for i, item in enumerate(self._list("forbidden", value)):
+            here = f"forbidden[{i}]"
+            rule = self._mapping(here, item, needed=("rows", "symbols", "reason"))
+            symbols = self._text(f"{here}.symbols", rule["symbols"])
+            for char in symbols:
+                if char not in OPS or char == COMPUTE:
+                    self._fail(f"{here}.symbols", repr(char), f"symbols out of {OPS[1:]}", "Computing is always allowed.")
+            reason = self._text(f"{here}.reason", rule["reason"])
+            if not reason:
+                self._fail(f"{here}.reason", "nothing", "why", "The reason is shown to whoever breaks the rule.")
+            rules.append(Forbidden(rows=self._text(f"{here}.rows", rule["rows"]), symbols=symbols, reason=reason))
+        return tuple(rules)
+
+    def _frozen(self, value: object) -> None:
+        table = self._mapping("frozen", value, needed=(), optional=tuple(_FROZEN))
+        for part, found in table.items():
+            self._exactly(f"frozen.{part}", found, _FROZEN[part])
+
+    # ---- typed getters
+
+    def _fail(self, path: str, found: str, expected: str, fix: str) -> NoReturn:
+        at = f"{self._where}: {path}" if path else self._where
+        raise SpaceError(f"{at}: found {found}, expected {expected}. {fix}")
+
+    def _mapping(
+        self, path: str, value: object, *, needed: Sequence[str], optional: Sequence[str] = ()
+    ) -> Mapping[str, object]:
+        known = (*needed, *optional)
+        if not isinstance(value, dict):
+            self._fail(path, _kind(value), f"a mapping with {', '.join(known)}", "See spaces/README.md.")
+        for key in value:
+            if key not in known:
+                here = f"{path}.{key}" if path else str(key)
+                self._fail(here, "an unknown key", f"one of {', '.join(known)}", "Remove it or correct its spelling.")
+        for key in needed:
+            if key not in value:
+                self._fail(f"{path}.{key}" if path else key, "nothing", "a value", "Add it; see spaces/README.md.")
+        return value
+
+    def _list(self, path: str, value: object) -> Sequence[object]:
+        if not isinstance(value, list):
+            self._fail(path, _kind(value), "a list", "Put the items in [ ].")
+        return value
+
+    def _text(self, path: str, value: object) -> str:
+        if not isinstance(value, str):
+            self._fail(path, _kind(value), "text", 'Put it in quotes, such as "CR".')
+        return value
+
+    def _integer(self, path: str, value: object, low: int, high: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self._fail(path, repr(value), f"a whole number from {low} to {high}, or default", "Correct it.")
+        return value
+
+    def _exactly(self, path: str, value: object, wanted: object) -> None:
+        if value != wanted or isinstance(value, bool):
+            self._fail(path, repr(value), repr(wanted), "It is the only value this release supports.")
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"

@@ -1,0 +1,66 @@
+"""What was proposed and what was measured, as frozen records.
+
+A failure is a record, not an exception. This module does not know where records are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schedsearch.schedule import Schedule
+from schedsearch.types import Better, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A number the search optimises: its name, unit and the direction in which it improves."""
+
+    name: str
+    unit: str
+    better: Better
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A schedule somebody proposed.
+
+    Attributes:
+        schedule: the plan.
+        searcher: who proposed it.
+        ask: running number of the proposal inside its study, 0 first.
+        parents: ids of the schedules it was made from.
+    """
+
+    schedule: Schedule
+    searcher: str
+    ask: int
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One measurement of one candidate.
+
+    Attributes:
+        candidate: what was measured.
+        status: ``ok``, ``failed`` or ``pruned`` (stopped early as hopeless).
+        reason: why it is not ``ok``; empty otherwise.
+        values: `(n_objectives,)` in the order of the evaluator's objectives; empty unless ``ok``.
+        metrics: further numbers, ``(name, value)``, such as ``macs`` or ``ssim``.
+        samples: per-prompt numbers, ``(metric, (value per prompt, ...))``.
+        fidelity: number of prompts measured on.
+        device: the machine in words.
+        seconds: wall time spent.
+        denoiser_evals: images times denoiser calls spent.
+    """
+
+    candidate: Candidate
+    status: Status
+    reason: str = ""
+    values: tuple[float, ...] = ()
+    metrics: tuple[tuple[str, float], ...] = ()
+    samples: tuple[tuple[str, tuple[float, ...]], ...] = field(default=())
+    fidelity: int = 0
+    device: str = ""
+    seconds: float = 0.0
+    denoiser_evals: int = 0

@@ -1,0 +1,119 @@
+"""Settings for every test: few threads, no network, and reproducible property tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+# Before torch is first imported: two threads are what the smallest machine has, and numbers should not depend on more.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# CI machines differ in speed, so no deadline; the same examples on every run, so a red build is red again at home.
+settings.register_profile(
+    "schedsearch",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+# Looks for new counterexamples: HYPOTHESIS_PROFILE=search pytest ...
+settings.register_profile("search", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "schedsearch"))
+
+
+class Outcome(NamedTuple):
+    """What a call of the command line left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Runs the command line in this process."""
+    from schedsearch import cli
+
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+    def run(*words: str) -> Outcome:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["schedsearch", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def schedule():
+    """A schedule of five steps with rows at all three levels, for no real model."""
+    from schedsearch.schedule import Measurement, ModelRef, Provenance, Schedule, Solver
+
+    ops = [("model", "CCRRC")]
+    ops += [(f"transformer_blocks.{i}", "C1C2R" if i == 2 else "CRCCR") for i in range(4)]
+    ops += [(f"single_transformer_blocks.{i}.attn", "CSCCR") for i in range(8)]
+    return Schedule(
+        sigma=(1.0, 0.8, 0.6, 0.4, 0.2, 0.0),
+        solver=(Solver(),) * 5,
+        model=ModelRef(pipeline="FluxPipeline", config="a" * 64, blocks="b" * 64, height=64, width=64),
+        ops=tuple(ops),
+        measured=(
+            Measurement(
+                metric="speedup", unit="x", better="max", value=4.12, low=3.9, high=4.3, n=10,
+                prompts="held-out", device="2 cores", dtype="float32",
+            ),
+        ),
+        provenance=Provenance(study="s", searcher="anneal", seed=3, ask=17),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def full_schedule(schedule):
+    """The same with the fields that few schedules use."""
+    import dataclasses
+
+    from schedsearch.schedule import Measurement, PrecisionRule, Provenance, Solver
+
+    psnr = Measurement(metric="psnr", unit="dB", better="max", value=25.0, low=25.0, high=25.0, n=64)
+    return dataclasses.replace(
+        schedule,
+        solver=(Solver(),) * 2 + (Solver(family="adams", order=2),) * 3,
+        guidance=(3.5, 3.5, None, None, 1.0),
+        precision=(PrecisionRule(pattern="transformer_blocks.*", weight="int8", activation="bf16"),),
+        pruned=("transformer_blocks.9",),
+        model=dataclasses.replace(schedule.model, adapters=("emoji",)),
+        measured=(psnr,),
+        provenance=Provenance(note="by hand"),
+    )
+
+
+@pytest.fixture
+def schedule_file(schedule, tmp_path):
+    """The schedule as a file."""
+    from schedsearch.schedule import write_schedule
+
+    path = tmp_path / "plan.json"
+    write_schedule(schedule, path)
+    return path
+
+
+@pytest.fixture
+def frontier_folder(schedule, tmp_path):
+    """A frontier of two: the schedule, and the plain run it is compared with."""
+    import dataclasses
+
+    from schedsearch.schedule import write_frontier
+
+    measured = dataclasses.replace(schedule.measured[0], value=1.0, low=1.0, high=1.0)
+    plain = dataclasses.replace(schedule, ops=(), measured=(measured,))
+    write_frontier(tmp_path / "frontier", [schedule, plain], quality="psnr")
+    return tmp_path / "frontier"

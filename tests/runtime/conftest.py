@@ -1,0 +1,127 @@
+"""Pipelines the runtime tests run on: the trained one in the box, and a random one of FLUX.1's depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+from schedsearch_calibration import flux_mini_path
+
+Run = Callable[..., torch.Tensor]
+
+
+def _random_flux(layers: int, single: int) -> FluxPipeline:
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=layers,
+        num_single_layers=single,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    ).eval()
+    vae = AutoencoderKL(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(4,),
+        layers_per_block=1,
+        latent_channels=1,
+        norm_num_groups=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    ).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = FluxPipeline(
+        scheduler=scheduler,
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _flux_mini() -> FluxPipeline:
+    pipe = FluxPipeline.from_pretrained(flux_mini_path())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def mini_session() -> FluxPipeline:
+    return _flux_mini()
+
+
+@pytest.fixture(scope="session")
+def deep_session() -> FluxPipeline:
+    return _random_flux(19, 38)
+
+
+def _bare(pipe: FluxPipeline) -> FluxPipeline:
+    """The tests share a pipeline, so each must find it without a schedule."""
+    assert not hasattr(pipe.transformer, "_schedsearch_handle")
+    assert "forward" not in pipe.transformer.__dict__
+    assert type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
+    return pipe
+
+
+@pytest.fixture
+def mini(mini_session: FluxPipeline) -> Any:
+    yield _bare(mini_session)
+    _bare(mini_session)
+
+
+@pytest.fixture
+def deep(deep_session: FluxPipeline) -> Any:
+    yield _bare(deep_session)
+    _bare(deep_session)
+
+
+@pytest.fixture(params=["mini", "deep"])
+def pipe(request: pytest.FixtureRequest) -> FluxPipeline:
+    return request.getfixturevalue(request.param)
+
+
+def embeddings(pipe: FluxPipeline, batch: int, seed: int) -> dict[str, torch.Tensor]:
+    """Random prompt embeddings of the right size, so that a pipeline without text encoders can be called."""
+    config = pipe.transformer.config
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "prompt_embeds": torch.randn(batch, 16, config.joint_attention_dim, generator=generator),
+        "pooled_prompt_embeds": torch.randn(batch, config.pooled_projection_dim, generator=generator),
+    }
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Returns a function that runs a pipeline and gives its images as a tensor."""
+
+    def call(pipe: Any, *, batch: int = 1, cfg: bool = False, steps: int = 8, size: int = 64, **kwargs: Any) -> torch.Tensor:
+        negative = {f"negative_{k}": v for k, v in embeddings(pipe, batch, 9).items()} if cfg else {}
+        return pipe(
+            **embeddings(pipe, batch, 1),
+            **negative,
+            true_cfg_scale=3.0 if cfg else 1.0,
+            height=size,
+            width=size,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+            **kwargs,
+        ).images
+
+    return call
