@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from schedsearch import __version__
 from schedsearch.errors import SchedSearchError, UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the option's callback is called by position
     if wanted:
-        typer.echo(f"schedsearch {version('schedsearch')}")
+        typer.echo(f"schedsearch {__version__}")
         raise typer.Exit
 
 
@@ -167,7 +167,7 @@ def generate(
     from contextlib import nullcontext
 
     from schedsearch import runtime
-    from schedsearch.evaluate import Workload, find_card, load_pipeline, noise_generator, pipeline_kwargs
+    from schedsearch.evaluate import Workload, find_card, initial_latents, load_pipeline, pipeline_kwargs
 
     card = find_card(model)
     pipe = load_pipeline(card, device=device, dtype=dtype)
@@ -178,8 +178,10 @@ def generate(
         steps = None if handle is None else handle.schedule.n_steps
         for index, text in enumerate(prompt):
             # The noise belongs to (seed, index), so the same call with and without a schedule draws the same picture.
-            noise = noise_generator(seed, index)
-            kwargs = pipeline_kwargs(workload, prompt=text, generator=noise, steps=steps, output_type="pil")
+            noise = initial_latents(
+                pipe, workload, seed=seed, indices=[index], device=pipe.device, dtype=pipe.transformer.dtype
+            )
+            kwargs = pipeline_kwargs(workload, prompt=text, latents=noise, steps=steps, output_type="pil")
             image = pipe(**kwargs)[0][0]
             typer.echo(f"Wrote {_write_new(image, out, f'{index:03d}-{slug(text)}')}")
 

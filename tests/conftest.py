@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 # Before torch is first imported: two threads are what the smallest machine has, and numbers should not depend on more.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Idle threads sleep. By default they spin, which makes small models many times slower as soon as anything else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 

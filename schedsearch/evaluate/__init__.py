@@ -1,1 +1,104 @@
-"""Placeholder."""
+"""Who measures: models, quality, wall time, multiply-accumulates, the cost model, and the evaluator over them.
+
+Names are loaded on first use, so that listing models does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from schedsearch.evaluate._calibrate import measure_cost
+    from schedsearch.evaluate._cost import CostModel
+    from schedsearch.evaluate._evaluator import PipelineEvaluator
+    from schedsearch.evaluate._held_out import HeldOutRow, evaluate_held_out
+    from schedsearch.evaluate._latency import (
+        LatencySamples,
+        Ratio,
+        TimedRun,
+        device_name,
+        measure_latency,
+        paired_ratio,
+    )
+    from schedsearch.evaluate._macs import MacTable, count_macs, schedule_macs
+    from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
+    from schedsearch.evaluate._noise import initial_latents
+    from schedsearch.evaluate._quality import METRICS, Pictures, QualityMetric, find_metric
+    from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
+
+__all__ = [
+    "METRICS",
+    "CardStatus",
+    "CostModel",
+    "HeldOutRow",
+    "LatencySamples",
+    "MacTable",
+    "ModelCard",
+    "Pictures",
+    "PipelineEvaluator",
+    "QualityMetric",
+    "Ratio",
+    "TextEmbeds",
+    "TimedRun",
+    "Workload",
+    "cards",
+    "count_macs",
+    "decode_latents",
+    "device_name",
+    "encode_prompts",
+    "evaluate_held_out",
+    "find_card",
+    "find_metric",
+    "initial_latents",
+    "load_pipeline",
+    "measure_cost",
+    "measure_latency",
+    "paired_ratio",
+    "pipeline_kwargs",
+    "schedule_macs",
+]
+
+_HOME = {
+    "CardStatus": "_models",
+    "CostModel": "_cost",
+    "HeldOutRow": "_held_out",
+    "LatencySamples": "_latency",
+    "METRICS": "_quality",
+    "MacTable": "_macs",
+    "ModelCard": "_models",
+    "Pictures": "_quality",
+    "PipelineEvaluator": "_evaluator",
+    "QualityMetric": "_quality",
+    "Ratio": "_latency",
+    "TextEmbeds": "_workload",
+    "TimedRun": "_latency",
+    "Workload": "_workload",
+    "cards": "_models",
+    "count_macs": "_macs",
+    "decode_latents": "_workload",
+    "device_name": "_latency",
+    "encode_prompts": "_workload",
+    "evaluate_held_out": "_held_out",
+    "find_card": "_models",
+    "find_metric": "_quality",
+    "initial_latents": "_noise",
+    "load_pipeline": "_models",
+    "measure_cost": "_calibrate",
+    "measure_latency": "_latency",
+    "paired_ratio": "_latency",
+    "pipeline_kwargs": "_workload",
+    "schedule_macs": "_macs",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,10 +3,11 @@
     python -m schedsearch.evaluate._bench_cost --schedules 20 --csv cost.csv
 
 Measures a cost model, draws schedules with rows at all three levels and any number of steps, times them interleaved
-with the plain run, and compares. The measured time of a schedule is its median ratio to the plain run of the same round,
-times the plain time the model was anchored with: this takes out a machine that has become slower or faster since.
+with the plain run, and compares. The measured time of a schedule is its median ratio to the plain runs just before and
+after it, times the plain time the model was anchored with: this takes out a machine that has become slower since.
 """
 
+# ruff: noqa: T201 -- a program
 from __future__ import annotations
 
 import argparse
@@ -17,22 +18,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from schedsearch.evaluate._calibrate import PLAIN, call_once, measure_cost, timed_schedule
-from schedsearch.evaluate._latency import TimedRun, device_name, measure_latency, paired_ratio
+from schedsearch.evaluate._calibrate import call_once, measure_anchored, measure_cost, timed_schedule
+from schedsearch.evaluate._cost import CostModel
+from schedsearch.evaluate._latency import device_name
 from schedsearch.evaluate._models import find_card, load_pipeline
-from schedsearch.evaluate._workload import Workload
+from schedsearch.evaluate._workload import Pipeline, Workload
 from schedsearch.runtime import blocks_of, identity_schedule
 from schedsearch.schedule import MODEL_ROW, Schedule
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from schedsearch.evaluate._cost import CostModel
-    from schedsearch.types import BlockSpec
+from schedsearch.types import BlockSpec
 
 TOLERANCE = 0.10
 """Relative error a prediction may have."""
@@ -49,7 +45,7 @@ class CostRow:
     error: float
 
 
-def random_schedule(pipe: DiffusionPipeline, workload: Workload, seed: int) -> Schedule:
+def random_schedule(pipe: Pipeline, workload: Workload, seed: int) -> Schedule:
     """Return a legal schedule drawn from ``seed``: 4 steps or more, and rows at one, two or all three levels."""
     rng = random.Random(seed)
     steps = rng.randint(min(4, workload.steps), workload.steps)
@@ -82,7 +78,7 @@ def _random_row(rng: random.Random, steps: int, others: str) -> str:
 
 
 def compare(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     workload: Workload,
     model: CostModel,
     *,
@@ -94,12 +90,11 @@ def compare(
     """Return predicted and measured times of random schedules with seeds 0, 1, ... (``schedules`` of them)."""
     drawn = {f"seed {seed}": random_schedule(pipe, workload, seed) for seed in range(schedules)}
     call = partial(call_once, pipe, workload, "a picture")
-    runs: dict[str, TimedRun | Callable[[], object]] = {PLAIN: call}
-    runs |= {name: timed_schedule(pipe, schedule, call) for name, schedule in drawn.items()}
-    samples = measure_latency(runs, repeats=rounds, warmup=1, device=device, on_round=on_round)
+    runs = {name: timed_schedule(pipe, schedule, call) for name, schedule in drawn.items()}
+    anchored = measure_anchored(call, runs, repeats=rounds, warmup=1, device=device, on_round=on_round)
     rows = []
     for name, schedule in drawn.items():
-        measured = paired_ratio(samples[name], samples[PLAIN]).median * model.full_ms
+        measured = anchored.ratios[name] * model.full_ms
         predicted = model.predict_ms(schedule)
         rows.append(
             CostRow(
@@ -120,8 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--schedules", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     card = find_card(options.model)
     pipe = load_pipeline(card, device=options.device, dtype=torch.float32)
     workload = Workload.from_card(card)

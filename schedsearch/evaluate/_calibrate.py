@@ -8,35 +8,34 @@ each counts as a ratio to the plain run of its own round, so a machine that slow
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from scipy.optimize import nnls
 
 from schedsearch.errors import EvaluationError
 from schedsearch.evaluate._cost import FEATURES, CostModel, feature_amounts
 from schedsearch.evaluate._insitu import Breakdown, measure_breakdown
-from schedsearch.evaluate._latency import TimedRun, device_name, measure_latency, paired_ratio
-from schedsearch.evaluate._workload import pipeline_kwargs
+from schedsearch.evaluate._latency import TimedRun, device_name, measure_latency
+from schedsearch.evaluate._work import BlockLists
+from schedsearch.evaluate._workload import Pipeline, Prompt, Workload, pipeline_kwargs
 from schedsearch.runtime import apply, denoiser_of, identity_schedule
 from schedsearch.runtime._topology import block_lists_of
 from schedsearch.schedule import MODEL_ROW, Schedule
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+GROUP = 4
+"""Runs timed between two plain runs."""
 
-    from schedsearch.evaluate._work import BlockLists
-    from schedsearch.evaluate._workload import Prompt, Workload
-
-PLAIN = "plain"
-
-PRIOR_WEIGHTS = {"floor": 0.5, "loop": 0.5, "compute": 0.1}
+PRIOR_WEIGHTS = {"floor": 0.5, "loop": 0.5, "compute": 0.3, "saved": 0.3}
 OTHER_PRIOR_WEIGHT = 0.03
 """Pull towards what was measured in place (nothing, for cache work), relative to a probe's own weight of 1.
 
-Probes alone cannot tell a floor from a loop of a fixed number of steps; in-place shares can. The cache work is the other
-way round: only probes see it.
+Probes alone cannot tell a floor from a loop of a fixed number of steps; in-place shares can. The cache work is the
+other way round: only probes see it.
 """
 
 OUTLIER = 0.02
@@ -44,7 +43,7 @@ OUTLIER = 0.02
 
 
 def measure_cost(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     workload: Workload,
     *,
     device: torch.device | str,
@@ -73,16 +72,21 @@ def measure_cost(
     block_lists = block_lists_of(pipe)
     call = partial(call_once, pipe, workload, prompt)
     probes = probe_schedules(pipe, workload, block_lists)
-    runs: dict[str, TimedRun | Callable[[], object]] = {PLAIN: call}
-    runs |= {name: timed_schedule(pipe, schedule, call) for name, schedule in probes.items()}
+    runs = {name: timed_schedule(pipe, schedule, call) for name, schedule in probes.items()}
     report = None if on_round is None else partial(_relay, on_round, warmup + repeats)
-    samples = measure_latency(runs, repeats=repeats, warmup=warmup, device=place, on_round=report)
-    full_ms = samples[PLAIN].median_ms
+    anchored = measure_anchored(call, runs, repeats=repeats, warmup=warmup, device=place, on_round=report)
+    full_ms = anchored.plain_ms
     breakdown = measure_breakdown(
-        call, denoiser_of(pipe), block_lists, full_ms=full_ms, device=place, repeats=repeats
+        call,
+        denoiser_of(pipe),
+        block_lists,
+        full_ms=full_ms,
+        branches=workload.branches,
+        device=place,
+        repeats=repeats,
     )
-    measured = {name: paired_ratio(samples[name], samples[PLAIN]).median * full_ms for name in probes}
-    coefficients = _fit(probes, measured, breakdown, full_ms)
+    measured = {name: ratio * full_ms for name, ratio in anchored.ratios.items()}
+    coefficients = _fit(probes, measured, breakdown)
     model = CostModel(
         device=device_name(place), full_ms=full_ms, times=breakdown.times, coefficients=coefficients, residual=0.0
     )
@@ -90,19 +94,63 @@ def measure_cost(
     return dataclasses.replace(model, residual=residual)
 
 
-def call_once(pipe: DiffusionPipeline, workload: Workload, prompt: Prompt, steps: int | None = None) -> torch.Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchored:
+    """Times as ratios to the plain run.
+
+    Attributes:
+        plain_ms: median of all plain runs.
+        ratios: median over rounds of each run's time over that of the plain runs just before and after it.
+    """
+
+    plain_ms: float
+    ratios: dict[str, float]
+
+
+def measure_anchored(
+    plain: Callable[[], object],
+    runs: Mapping[str, TimedRun],
+    *,
+    repeats: int,
+    warmup: int,
+    device: torch.device | str,
+    on_round: Callable[[int], None] | None = None,
+) -> Anchored:
+    """Return the ratios of ``runs`` to ``plain``, which is timed again before every few of them and at the end.
+
+    One plain run per round would hand its own disturbances on to every ratio of the round.
+    """
+    names = list(runs)
+    sequence: dict[str, TimedRun | Callable[[], object]] = {}
+    for k, name in enumerate(names):
+        if k % GROUP == 0:
+            sequence[f"plain {k // GROUP}"] = plain
+        sequence[f"run {name}"] = runs[name]
+    groups = -(-len(names) // GROUP)
+    sequence[f"plain {groups}"] = plain
+    samples = measure_latency(sequence, repeats=repeats, warmup=warmup, device=device, on_round=on_round)
+    plains = [samples[f"plain {g}"].ms for g in range(groups + 1)]
+    ratios = {}
+    for k, name in enumerate(names):
+        before, after = plains[k // GROUP], plains[k // GROUP + 1]
+        each = (2.0 * t / (a + b) for t, a, b in zip(samples[f"run {name}"].ms, before, after, strict=True))
+        ratios[name] = statistics.median(each)
+    return Anchored(plain_ms=statistics.median(ms for each in plains for ms in each), ratios=ratios)
+
+
+def call_once(pipe: Pipeline, workload: Workload, prompt: Prompt, steps: int | None = None) -> torch.Tensor:
     """Return the images of one whole pipeline call, text encoders and VAE included, always with the same noise."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     images: torch.Tensor = pipe(**pipeline_kwargs(workload, prompt, generator=generator, steps=steps))[0]
     return images
 
 
-def timed_schedule(pipe: DiffusionPipeline, schedule: Schedule, call: Callable[..., object]) -> TimedRun:
+def timed_schedule(pipe: Pipeline, schedule: Schedule, call: Callable[..., object]) -> TimedRun:
     """Return ``call`` under ``schedule``; putting the schedule on and taking it off is not part of its time."""
     return TimedRun(call=partial(call, steps=schedule.n_steps), prepare=partial(apply, pipe, schedule))
 
 
-def probe_schedules(pipe: DiffusionPipeline, workload: Workload, block_lists: BlockLists) -> dict[str, Schedule]:
+def probe_schedules(pipe: Pipeline, workload: Workload, block_lists: BlockLists) -> dict[str, Schedule]:
     """Return the schedules a cost model is calibrated with, by name."""
     n = workload.steps
     size = {"height": workload.height, "width": workload.width}
@@ -110,7 +158,13 @@ def probe_schedules(pipe: DiffusionPipeline, workload: Workload, block_lists: Bl
     blocks = [block for each in block_lists for block in each]
     names = [block.name for block in blocks]
     parts = [f"{block.name}.{part}" for block in blocks for part in block.components]
-    probes = {"no cache": full, "a quarter of the steps": identity_schedule(pipe, max(2, n // 4), **size)}
+    quarter = identity_schedule(pipe, max(2, n // 4), **size)
+    almost_nothing = (MODEL_ROW, "C" + "R" * (quarter.n_steps - 1))
+    probes = {
+        "no cache": full,
+        "a quarter of the steps": quarter,
+        "a quarter of the steps, reuse all": dataclasses.replace(quarter, ops=(almost_nothing,)),
+    }
     for place, modules, patterns in (
         ("model", [MODEL_ROW], tuple(_ROWS)),
         ("blocks", names, tuple(_ROWS)),
@@ -142,53 +196,25 @@ def _fit(
     probes: Mapping[str, Schedule],
     measured: Mapping[str, float],
     breakdown: Breakdown,
-    full_ms: float,
 ) -> tuple[float, ...]:
     """Return the non-negative coefficients with the least relative error over the probes, near the measured parts."""
     prior = dict.fromkeys(FEATURES, 0.0) | {
         "floor": breakdown.floor_ms,
         "loop": breakdown.loop_ms,
         "compute": 1.0,
+        "saved": 1.0,
     }
     table = [feature_amounts(probes[name], breakdown.times) for name in measured]
     rows = [[amount / ms for amount in amounts] for amounts, ms in zip(table, measured.values(), strict=True)]
     pulls, goals = [], []
     for j, name in enumerate(FEATURES):
-        weight = PRIOR_WEIGHTS.get(name, OTHER_PRIOR_WEIGHT) * max(row[j] for row in rows)
+        weight = PRIOR_WEIGHTS.get(name, OTHER_PRIOR_WEIGHT) * max(abs(row[j]) for row in rows)
         pulls.append([weight if k == j else 0.0 for k in range(len(FEATURES))])
         goals.append(weight * prior[name])
     trust = [1.0] * len(rows)
     for _ in range(5):
         weighted = [[w * x for x in row] for w, row in zip(trust, rows, strict=True)]
-        found = nonnegative_least_squares(weighted + pulls, trust + goals)
-        errors = [abs(1.0 - sum(x * c for x, c in zip(row, found, strict=True))) for row in rows]
-        trust = [min(1.0, (OUTLIER / error) ** 0.5) if error else 1.0 for error in errors]
-    return found
-
-
-def nonnegative_least_squares(
-    rows: Sequence[Sequence[float]], targets: Sequence[float], *, sweeps: int = 4000
-) -> tuple[float, ...]:
-    """Return the ``x >= 0`` with the least ``|rows x - targets|_2``, by cyclic coordinate descent.
-
-    >>> [round(x, 6) for x in nonnegative_least_squares([[1.0, 0.0], [0.0, 1.0]], [2.0, -1.0])]
-    [2.0, 0.0]
-    """
-    a = torch.tensor(rows, dtype=torch.float64)
-    gram = (a.T @ a).tolist()
-    goal = (a.T @ torch.tensor(targets, dtype=torch.float64)).tolist()
-    x = [0.0] * len(goal)
-    for _ in range(sweeps):
-        change = 0.0
-        for j, row in enumerate(gram):
-            if row[j] <= 0.0:
-                continue
-            slack = goal[j] - sum(g * v for g, v in zip(row, x, strict=True))
-            new = max(0.0, x[j] + slack / row[j])
-            change = max(change, abs(new - x[j]))
-            x[j] = new
-        if change < 1e-12:
-            break
-    return tuple(x)
-
-
+        found, _ = nnls(np.array(weighted + pulls), np.array(trust + goals))
+        errors = np.abs(1.0 - np.array(rows) @ found)
+        trust = [min(1.0, (OUTLIER / error) ** 0.5) if error else 1.0 for error in errors.tolist()]
+    return tuple(float(value) for value in found)

@@ -3,36 +3,36 @@
     predicted = sum over features of (coefficient x amount)
 
 The amounts follow from the schedule alone: one ``floor`` per call (text encoders, VAE, set-up), one ``loop`` per step
-(sampler, bookkeeping), the ``compute`` milliseconds of the modules that run, and how often each kind of cache keeps or
+(sampler, bookkeeping), the milliseconds of the modules that run, and how often each kind of cache keeps or
 predicts. The coefficients come from `measure_cost`; here they are only used, so a model that was stored predicts the
-same numbers after a restart. Batch 1, the resolution and dtype it was measured at; reduced precision is not known to it.
+same numbers after a restart. It holds for batch 1 at the resolution and dtype it was measured at, and knows nothing of
+reduced precision.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedsearch.errors import EvaluationError
-from schedsearch.evaluate._work import step_work
+from schedsearch.evaluate._work import StepWork, step_work
+from schedsearch.schedule import Schedule
 from schedsearch.types import BlockSpec
-
-if TYPE_CHECKING:
-    from schedsearch.evaluate._work import StepWork
-    from schedsearch.schedule import Schedule
 
 KINDS = ("model", "segment", "component")
 FEATURES = (
     "floor",
     "loop",
     "compute",
+    "saved",
     "segment.pass",
     *(f"{kind}.{what}" for kind in KINDS for what in ("keep", "keep_order", "predict", "predict_order")),
 )
 """Names of all amounts, in the order of `CostModel.coefficients`.
 
-``compute`` counts milliseconds and its coefficient is a plain factor near 1; all others count occurrences and their
+``compute`` counts the milliseconds of the blocks that run and of what surrounds them, ``saved`` (negative) those of the
+components left out inside them; their coefficients are plain factors near 1. All others count occurrences and their
 coefficients are milliseconds. ``keep`` is paid per site and call, ``keep_order`` per divided difference on top;
 ``predict`` and ``predict_order`` likewise; ``segment.pass`` per block that hands its input on.
 """
@@ -46,21 +46,23 @@ class ModuleTimes:
 
     Attributes:
         block_lists: the denoiser's blocks.
+        branches: calls per step under the pipeline's own guidance.
         rest_ms: everything outside the blocks.
         modules: ``(dotted name, milliseconds)`` of every block and component.
     """
 
     block_lists: tuple[tuple[BlockSpec, ...], ...]
+    branches: int
     rest_ms: float
     modules: tuple[tuple[str, float], ...]
 
-    def compute_ms(self, work: StepWork) -> float:
-        """Return the milliseconds of the modules that run in one denoiser call of ``work``."""
+    def compute_ms(self, work: StepWork) -> tuple[float, float]:
+        """Return the milliseconds of what runs in one denoiser call of ``work``, and those its components save."""
         if not work.runs_denoiser:
-            return 0.0
+            return 0.0, 0.0
         times = dict(self.modules)
         blocks = sum(times[name] for name in work.blocks)
-        return self.rest_ms + blocks - sum(times[name] for name in work.left_out)
+        return self.rest_ms + blocks, sum(times[name] for name in work.left_out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ class CostModel:
             "full_ms": self.full_ms,
             "residual": self.residual,
             "coefficients": dict(zip(FEATURES, self.coefficients, strict=True)),
+            "branches": self.times.branches,
             "rest_ms": self.times.rest_ms,
             "modules": dict(self.times.modules),
             "blocks": [[[block.name, list(block.components)] for block in blocks] for blocks in self.times.block_lists],
@@ -135,7 +138,12 @@ class CostModel:
         return cls(
             device=str(content["device"]),
             full_ms=float(content["full_ms"]),
-            times=ModuleTimes(block_lists=blocks, rest_ms=float(content["rest_ms"]), modules=modules),
+            times=ModuleTimes(
+                block_lists=blocks,
+                branches=int(content["branches"]),
+                rest_ms=float(content["rest_ms"]),
+                modules=modules,
+            ),
             coefficients=tuple(float(content["coefficients"][name]) for name in FEATURES),
             residual=float(content["residual"]),
         )
@@ -145,9 +153,11 @@ def feature_amounts(schedule: Schedule, times: ModuleTimes) -> tuple[float, ...]
     """Return how much of every feature ``schedule`` has, in the order of `FEATURES`."""
     amounts = dict.fromkeys(FEATURES, 0.0)
     amounts["floor"] = 1.0
-    for work in step_work(schedule, times.block_lists):
+    for work in step_work(schedule, times.block_lists, branches=times.branches):
         amounts["loop"] += 1.0
-        amounts["compute"] += work.calls * times.compute_ms(work)
+        compute_ms, saved_ms = times.compute_ms(work)
+        amounts["compute"] += work.calls * compute_ms
+        amounts["saved"] -= work.calls * saved_ms
         amounts["segment.pass"] += work.calls * work.passed
         for kind, order in work.kept:
             amounts[f"{kind}.keep"] += work.calls

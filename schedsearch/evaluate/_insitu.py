@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +19,7 @@ from torch import nn
 from schedsearch.errors import EvaluationError
 from schedsearch.evaluate._cost import ModuleTimes
 from schedsearch.evaluate._latency import quiet_gc, synchroniser
-
-if TYPE_CHECKING:
-    from schedsearch.evaluate._work import BlockLists
+from schedsearch.evaluate._work import BlockLists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +28,7 @@ class Breakdown:
 
     Attributes:
         floor_ms: before the first and after the last denoiser call.
-        loop_ms: between two denoiser calls.
+        loop_ms: outside the denoiser, per step.
         denoiser_ms: one denoiser call.
         times: its parts.
     """
@@ -80,19 +78,21 @@ def measure_breakdown(
     block_lists: BlockLists,
     *,
     full_ms: float,
+    branches: int,
     device: torch.device,
     repeats: int,
 ) -> Breakdown:
     """Return where the time of ``call`` goes, from ``repeats`` runs with hooks.
 
-    Hooks cost time, and a machine may be slower now than when ``full_ms`` was measured. So each run gives shares of its
-    own whole, and the shares are of ``full_ms``.
+    Hooks cost time, and a machine may be slower now than when ``full_ms`` was measured. So the parts
+    are scaled to add up to ``full_ms``.
 
     Args:
         call: the plain pipeline call, warmed up, of at least two steps.
-        denoiser: the module it calls once per step.
+        denoiser: the module it calls in every step.
         block_lists: the denoiser's blocks.
         full_ms: measured time of the call without hooks.
+        branches: denoiser calls per step.
         device: where it runs.
         repeats: runs.
 
@@ -102,24 +102,31 @@ def measure_breakdown(
     blocks = [block for each in block_lists for block in each]
     names = [name for block in blocks for name in (block.name, *(f"{block.name}.{part}" for part in block.components))]
     runs = [_marked_run(call, denoiser, names, device) for _ in range(repeats)]
-    steps = len(runs[0].between("start:", "end:"))
-    if steps < 2:
-        raise EvaluationError(f"measure_breakdown: found {steps} denoiser calls, expected a run of two steps at least.")
+    calls = len(runs[0].between("start:", "end:"))
+    if calls < 2:
+        raise EvaluationError(f"measure_breakdown: found {calls} denoiser calls, expected a run of two steps at least.")
+    modules = {name: _typical(runs, f"start:{name}", f"end:{name}") for name in names}
+    # The rest is measured in the gaps between blocks and not as a difference: on a busy machine the median of a whole
+    # is more than the sum of the medians of its parts, and the difference would all be booked here.
+    edges = ["start:", *(edge for block in blocks for edge in (f"start:{block.name}", f"end:{block.name}")), "end:"]
+    rest_ms = sum(_typical(runs, end, start) for end, start in zip(edges[::2], edges[1::2], strict=True))
+    denoiser_ms = rest_ms + sum(modules[block.name] for block in blocks)
+    loop_ms = sum(_typical(runs, "end:", "start:", offset=1, every=branches, first=k) for k in range(branches))
     floor_ms = full_ms * statistics.median(run.outside() / run.whole() for run in runs)
-    loop_ms = full_ms * _share(runs, "end:", "start:", offset=1)
-    denoiser_ms = (full_ms - floor_ms) / steps - loop_ms
-    # Medians of parts do not add up to the median of the whole: the parts are scaled to do so.
-    scale = denoiser_ms / _share(runs, "start:", "end:")
-    modules = {name: scale * _share(runs, f"start:{name}", f"end:{name}") for name in names}
-    rest_ms = max(denoiser_ms - sum(modules[block.name] for block in blocks), 0.0)
-    lists = tuple(tuple(each) for each in block_lists)
-    times = ModuleTimes(block_lists=lists, rest_ms=rest_ms, modules=tuple(modules.items()))
-    return Breakdown(floor_ms=floor_ms, loop_ms=loop_ms, denoiser_ms=denoiser_ms, times=times)
+    scale = (full_ms - floor_ms) / (calls / branches * loop_ms + calls * denoiser_ms)
+    times = ModuleTimes(
+        block_lists=tuple(tuple(each) for each in block_lists),
+        branches=branches,
+        rest_ms=rest_ms * scale,
+        modules=tuple((name, ms * scale) for name, ms in modules.items()),
+    )
+    return Breakdown(floor_ms=floor_ms, loop_ms=loop_ms * scale, denoiser_ms=denoiser_ms * scale, times=times)
 
 
-def _share(runs: list[_Marks], start: str, end: str, *, offset: int = 0) -> float:
-    """Return the median time between two marks, as a share of the whole call."""
-    return statistics.median(ms / run.whole() for run in runs for ms in run.between(start, end, offset=offset))
+def _typical(runs: list[_Marks], start: str, end: str, *, offset: int = 0, every: int = 1, first: int = 0) -> float:
+    """Return the median milliseconds between two marks; of every n-th pair where asked."""
+    found = [ms for run in runs for ms in run.between(start, end, offset=offset)[first::every]]
+    return statistics.median(found) if found else 0.0
 
 
 def _marked_run(call: Callable[[], object], denoiser: nn.Module, names: list[str], device: torch.device) -> _Marks:

@@ -148,9 +148,7 @@ def measure_latency(
     return {name: LatencySamples(name=name, ms=tuple(ms)) for name, ms in times.items()}
 
 
-def _time_once(
-    run: Callable[[], object] | TimedRun, drain: Callable[[], None], clock: Callable[[], float]
-) -> float:
+def _time_once(run: Callable[[], object] | TimedRun, drain: Callable[[], None], clock: Callable[[], float]) -> float:
     """Return the seconds of one call, its preparation excluded."""
     if isinstance(run, TimedRun):
         with run.prepare():

@@ -13,23 +13,19 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 -- its usual name
 from torch.overrides import TorchFunctionMode
 
 from schedsearch.errors import EvaluationError
 from schedsearch.evaluate._trace import capture_call
 from schedsearch.evaluate._work import BlockLists, step_work
+from schedsearch.evaluate._workload import Pipeline, Prompt, Workload
 from schedsearch.runtime import denoiser_of
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from schedsearch.evaluate._workload import Prompt, Workload
-    from schedsearch.schedule import Schedule
+from schedsearch.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +49,11 @@ class MacTable:
         for known, macs in self.modules:
             if known == name:
                 return macs
-        raise EvaluationError(f"MacTable: found no module {name!r}, expected one of the denoiser's blocks or components.")
+        raise EvaluationError(f"MacTable: found no module {name!r}, expected a block or component of the denoiser.")
 
 
 def count_macs(
-    pipe: DiffusionPipeline, workload: Workload, block_lists: BlockLists, *, prompt: Prompt = "a picture"
+    pipe: Pipeline, workload: Workload, block_lists: BlockLists, *, prompt: Prompt = "a picture"
 ) -> MacTable:
     """Return the table of ``pipe``'s denoiser at the workload's resolution, counted on one real call.
 
@@ -166,8 +162,8 @@ class _Counter(TorchFunctionMode):
             )
 
 
-def _linear(_out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
-    return input.numel() * int(weight.shape[0])
+def _linear(_out: Tensor, source: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    return source.numel() * int(weight.shape[0])
 
 
 def _convolution(out: Tensor, _input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:

@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
-from schedsearch.evaluate._workload import latent_grid, pack_latents
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from schedsearch.evaluate._workload import Workload
+from schedsearch.evaluate._workload import Pipeline, Workload, latent_grid, pack_latents
 
 
 def noise_generator(seed: int, index: int) -> torch.Generator:
@@ -31,7 +25,7 @@ def noise_generator(seed: int, index: int) -> torch.Generator:
 
 
 def initial_latents(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     workload: Workload,
     *,
     seed: int,

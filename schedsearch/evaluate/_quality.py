@@ -54,7 +54,8 @@ class QualityMetric:
                 f"metric {self.name}: found shapes {tuple(outputs.shape)} and {tuple(reference.shape)}, "
                 "expected the same shape twice."
             )
-        scores = self.score(outputs.detach().float().cpu(), reference.detach().float().cpu())
+        # In double precision: the variances inside SSIM are differences of nearly equal squares.
+        scores = self.score(outputs.detach().double().cpu(), reference.detach().double().cpu())
         return tuple(float(value) for value in scores.reshape(-1))
 
 
@@ -80,8 +81,8 @@ def _latent_error(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
     if n == 1:
         columns = (columns[0].reshape(-1), columns[1].reshape(-1))
     # torchmetrics divides the root *mean* square by the norm of the target; sqrt(size) makes both of them norms.
-    ratio = normalized_root_mean_squared_error(*columns, normalization="l2", num_outputs=n)
-    return ratio * float(size) ** 0.5
+    ratio: torch.Tensor = normalized_root_mean_squared_error(*columns, normalization="l2", num_outputs=n)
+    return ratio.mul(float(size) ** 0.5)
 
 
 METRICS: Mapping[str, QualityMetric] = {

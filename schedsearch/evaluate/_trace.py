@@ -8,19 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from schedsearch.errors import EvaluationError
-from schedsearch.evaluate._workload import pipeline_kwargs
+from schedsearch.evaluate._workload import Pipeline, Prompt, Workload, pipeline_kwargs
 from schedsearch.runtime import denoiser_of
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from schedsearch.evaluate._workload import Prompt, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +38,7 @@ class Count:
         self.value = 0
 
 
-def capture_call(pipe: DiffusionPipeline, workload: Workload, prompt: Prompt) -> DenoiserCall:
+def capture_call(pipe: Pipeline, workload: Workload, prompt: Prompt) -> DenoiserCall:
     """Run one step of ``pipe`` and return how it called the denoiser.
 
     Raises:

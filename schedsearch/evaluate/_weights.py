@@ -159,14 +159,11 @@ def obtain(card: ModelCard) -> Path:
             f"{found.where}: found no {', '.join(found.missing)}, expected a complete FluxPipeline folder. "
             f"Copy or download the missing files; `--model flux-mini` works without any download."
         )
-    reason = _why_not_online(card.weights)
-    if not reason:
-        from diffusers import DiffusionPipeline
-
-        try:
-            return Path(DiffusionPipeline.download(card.weights))
-        except Exception as error:  # noqa: BLE001 -- see configuration()
-            reason = _hub_reason(error)
+    reason = _why_not_online(card.weights) or _download(card.weights)
+    found = locate(card.weights)
+    if found.complete:
+        return found.where
+    reason = reason or f"the download ended without {', '.join(found.missing)}"
     raise ModelNotFoundError(
         _how_to_get(
             name=card.name,
@@ -177,6 +174,19 @@ def obtain(card: ModelCard) -> Path:
             gated=card.gated,
         )
     )
+
+
+def _download(repo: str) -> str:
+    """Fetch a pipeline's files into the cache; return why that failed, or an empty string."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import auth_check
+
+    try:
+        auth_check(repo)  # diffusers would make do with whatever the cache holds instead of saying "refused"
+        DiffusionPipeline.download(repo)
+    except Exception as error:  # noqa: BLE001 -- see configuration()
+        return _hub_reason(error)
+    return ""
 
 
 def _how_to_get(*, name: str, repo: str, reason: str, download: str, licence: str, gated: bool) -> str:

@@ -50,9 +50,7 @@ def step_work(schedule: Schedule, block_lists: BlockLists, *, branches: int = 1)
     """
     planned = plan(schedule, block_lists)
     names = tuple(block.name for blocks in block_lists for block in blocks)
-    return tuple(
-        _at_step(planned, i, names, _calls(schedule, i, branches=branches)) for i in range(schedule.n_steps)
-    )
+    return tuple(_at_step(planned, i, names, _calls(schedule, i, branches=branches)) for i in range(schedule.n_steps))
 
 
 def _at_step(planned: Plan, i: int, names: Sequence[str], calls: int) -> StepWork:
@@ -92,5 +90,3 @@ def _calls(schedule: Schedule, i: int, *, branches: int) -> int:
     if schedule.guidance is not None:
         branches = 1 if schedule.guidance[i] is None else 2
     return branches * (2 if twice else 1)
-
-

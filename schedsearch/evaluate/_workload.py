@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from schedsearch.errors import UsageError
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from schedsearch.evaluate._models import ModelCard
+from schedsearch.evaluate._models import ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +26,7 @@ class Workload:
         steps: denoising steps of the plain run.
         guidance_scale: distilled guidance, ignored by models without it.
         max_sequence_length: tokens of the long text encoder.
+        true_cfg_scale: classifier-free guidance with a second denoiser call per step where above 1.
     """
 
     height: int
@@ -37,6 +34,12 @@ class Workload:
     steps: int
     guidance_scale: float
     max_sequence_length: int
+    true_cfg_scale: float = 1.0
+
+    @property
+    def branches(self) -> int:
+        """Denoiser calls per step of the plain run."""
+        return 2 if self.true_cfg_scale > 1.0 else 1
 
     @classmethod
     def from_card(cls, card: ModelCard) -> Workload:
@@ -47,6 +50,7 @@ class Workload:
             steps=card.steps,
             guidance_scale=card.guidance_scale,
             max_sequence_length=card.max_sequence_length,
+            true_cfg_scale=card.true_cfg_scale,
         )
 
 
@@ -57,18 +61,24 @@ class TextEmbeds:
     Attributes:
         tokens: `(n, max_sequence_length, d)` embedding per token.
         pooled: `(n, p)` embedding per prompt.
+        negative: the same of the negative prompt, for a workload with two branches.
     """
 
     tokens: torch.Tensor
     pooled: torch.Tensor
+    negative: TextEmbeds | None = None
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
 
     def rows(self, start: int, stop: int) -> TextEmbeds:
         """Return the prompts ``start`` to ``stop - 1``."""
-        return TextEmbeds(tokens=self.tokens[start:stop], pooled=self.pooled[start:stop])
+        negative = None if self.negative is None else self.negative.rows(start, stop)
+        return TextEmbeds(tokens=self.tokens[start:stop], pooled=self.pooled[start:stop], negative=negative)
 
+
+Pipeline = Any
+"""A live diffusers pipeline: what it offers beyond `DiffusionPipeline` differs by family and has no common type."""
 
 Prompt = str | Sequence[str] | TextEmbeds
 """What a call can be about: one text, several texts, or their embeddings."""
@@ -106,6 +116,8 @@ def pipeline_kwargs(
         kwargs |= {"prompt_embeds": prompt.tokens, "pooled_prompt_embeds": prompt.pooled}
     else:
         kwargs["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+    if workload.branches == 2:
+        kwargs |= {"true_cfg_scale": workload.true_cfg_scale, **_negative_kwargs(prompt)}
     if latents is not None:
         kwargs["latents"] = latents
     if generator is not None:
@@ -113,7 +125,20 @@ def pipeline_kwargs(
     return kwargs
 
 
-def encode_prompts(pipe: DiffusionPipeline, workload: Workload, prompts: Sequence[str]) -> TextEmbeds:
+def _negative_kwargs(prompt: Prompt) -> dict[str, Any]:
+    """Return the arguments of the unconditional pass: the empty text."""
+    if isinstance(prompt, TextEmbeds):
+        negative = prompt.negative
+        if negative is None:
+            raise UsageError(
+                "pipeline_kwargs: found embeddings without negative ones, expected both for true_cfg_scale above 1. "
+                "Make them with encode_prompts."
+            )
+        return {"negative_prompt_embeds": negative.tokens, "negative_pooled_prompt_embeds": negative.pooled}
+    return {"negative_prompt": "" if isinstance(prompt, str) else [""] * len(prompt)}
+
+
+def encode_prompts(pipe: Pipeline, workload: Workload, prompts: Sequence[str]) -> TextEmbeds:
     """Return the embeddings of ``prompts``, encoded one by one so that a prompt's numbers never depend on the others.
 
     Raises:
@@ -121,18 +146,26 @@ def encode_prompts(pipe: DiffusionPipeline, workload: Workload, prompts: Sequenc
     """
     if not prompts:
         raise UsageError("encode_prompts: found no prompts, expected at least one.")
-    tokens, pooled = [], []
+    n = len(prompts)
+    pairs = [_encode(pipe, workload, prompt) for prompt in prompts]
+    negative = None
+    if workload.branches == 2:
+        tokens, pooled = _encode(pipe, workload, "")
+        negative = TextEmbeds(tokens=tokens.expand(n, -1, -1), pooled=pooled.expand(n, -1))
+    return TextEmbeds(
+        tokens=torch.cat([tokens for tokens, _ in pairs]),
+        pooled=torch.cat([pooled for _, pooled in pairs]),
+        negative=negative,
+    )
+
+
+def _encode(pipe: Pipeline, workload: Workload, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
-        for prompt in prompts:
-            answer = pipe.encode_prompt(
-                prompt=prompt, prompt_2=None, max_sequence_length=workload.max_sequence_length
-            )
-            tokens.append(answer[0])
-            pooled.append(answer[1])
-    return TextEmbeds(tokens=torch.cat(tokens), pooled=torch.cat(pooled))
+        answer = pipe.encode_prompt(prompt=prompt, prompt_2=None, max_sequence_length=workload.max_sequence_length)
+    return answer[0], answer[1]
 
 
-def decode_latents(pipe: DiffusionPipeline, workload: Workload, latents: torch.Tensor) -> torch.Tensor:
+def decode_latents(pipe: Pipeline, workload: Workload, latents: torch.Tensor) -> torch.Tensor:
     """Return the images `(n, 3, height, width)` in [0, 1] that ``output_type="pt"`` would have given.
 
     Args:
@@ -150,7 +183,7 @@ def decode_latents(pipe: DiffusionPipeline, workload: Workload, latents: torch.T
     return images
 
 
-def latent_grid(pipe: DiffusionPipeline, workload: Workload) -> tuple[int, int]:
+def latent_grid(pipe: Pipeline, workload: Workload) -> tuple[int, int]:
     """Return the rows and columns of the unpacked latent picture (both even)."""
     # A FLUX token is a patch of 2 x 2 latents, so the grid is rounded down to whole patches, as the pipeline does.
     patch = int(pipe.vae_scale_factor) * 2

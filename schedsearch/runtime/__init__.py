@@ -3,6 +3,7 @@
 from schedsearch.runtime._apply import Handle, apply
 from schedsearch.runtime._topology import (
     adapters_of,
+    block_lists_of,
     blocks_of,
     default_sigmas,
     denoiser_of,
@@ -15,6 +16,7 @@ __all__ = [
     "Handle",
     "adapters_of",
     "apply",
+    "block_lists_of",
     "blocks_of",
     "default_sigmas",
     "denoiser_of",

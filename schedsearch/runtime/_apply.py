@@ -25,7 +25,7 @@ from schedsearch.runtime._scheduler import ScheduleScheduler
 from schedsearch.runtime._state import RunState
 from schedsearch.runtime._topology import adapters_of, block_lists_of, denoiser_of, model_ref, tokens, topology_of
 from schedsearch.runtime._wrap import Patch, wrap
-from schedsearch.schedule import MODEL_ROW, Schedule
+from schedsearch.schedule import MODEL_ROW, Schedule, read_frontier, read_schedule
 
 _MARK = "_schedsearch_handle"
 

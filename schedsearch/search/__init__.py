@@ -1,1 +1,89 @@
-"""Placeholder."""
+"""Who proposes: one algorithm per file behind one protocol, and the only loop."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from schedsearch.errors import UsageError
+from schedsearch.protocols import Searcher
+from schedsearch.search._anneal import Anneal, AnnealConfig
+from schedsearch.search._ecad import Ecad, EcadConfig
+from schedsearch.search._random import RandomConfig, RandomSearch
+from schedsearch.search._stop import Ended, Stop
+from schedsearch.search.loop import run
+from schedsearch.space import SearchSpace
+from schedsearch.study import Objective
+
+SEARCHERS: dict[str, Any] = {searcher.name: searcher for searcher in (Anneal, Ecad, RandomSearch)}
+"""Searcher classes by name: ``SEARCHERS[name](space, seed=, objectives=, config=)``, options in ``.Config``."""
+
+
+def make_searcher(
+    name: str, space: SearchSpace, *, seed: int, objectives: Sequence[Objective], **config: object
+) -> Searcher:
+    """The searcher of that name.
+
+    Args:
+        name: a key of `SEARCHERS`.
+        space: where it searches.
+        seed: 0 or more; with the evaluations told it decides every proposal.
+        objectives: what it improves; searchers of one objective take the first.
+        config: options of the searcher's ``Config``; lists may stand for tuples.
+
+    Raises:
+        UsageError: if the name or an option is unknown, or a value is of the wrong kind or out of range.
+    """
+    if name not in SEARCHERS:
+        raise UsageError(
+            f"search: found {name!r}, expected one of {', '.join(sorted(SEARCHERS))}.{_hint(name, SEARCHERS)}"
+        )
+    if seed < 0:
+        raise UsageError(f"seed: found {seed}, expected 0 or more.")
+    if not objectives:
+        raise UsageError("objectives: found none, expected at least one.")
+    searcher = SEARCHERS[name]
+    defaults = searcher.Config()
+    known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+    options = {}
+    for key, value in config.items():
+        if key not in known:
+            raise UsageError(
+                f"search {name}: found the option {key!r}, expected one of {', '.join(known)}.{_hint(key, known)}"
+            )
+        options[key] = _as_kind(f"search {name}, {key}", value, known[key])
+    made: Searcher = searcher(space, seed=seed, objectives=tuple(objectives), config=searcher.Config(**options))
+    return made
+
+
+def _as_kind(path: str, value: object, default: object) -> object:
+    """``value`` in the kind of ``default``: lists become tuples, whole numbers floats; nothing else is converted."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise UsageError(f"{path}: found {value!r}, expected a value such as {default!r}.")
+    return value
+
+
+def _hint(found: str, known: Sequence[str] | dict[str, Any]) -> str:
+    near = difflib.get_close_matches(found, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+__all__ = [
+    "SEARCHERS",
+    "Anneal",
+    "AnnealConfig",
+    "Ecad",
+    "EcadConfig",
+    "Ended",
+    "RandomConfig",
+    "RandomSearch",
+    "Stop",
+    "make_searcher",
+    "run",
+]

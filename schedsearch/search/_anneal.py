@@ -1,14 +1,14 @@
-"""BudCache 2026, "hard-budget caching by simulated annealing" (arXiv 2606.13496), with ladders of budgets and forecasts.
+"""BudCache 2026 (ICML; arXiv 2606.13496): simulated annealing of the computed steps under a hard budget.
 
-Published form (``ops="R"``, one budget, ``relative=False``): which B of n steps compute is a mask with B ones, and the
-others reuse the last output. The first ``max(1, B // 4)`` steps are pinned. Annealing with a geometric temperature moves
-one computed step (90 %; 70 % of these within 3 steps) or two at once (10 %); then steepest descent tries, for every
-computed step that is not pinned, all moves within 3 steps and 2 random jumps, until nothing improves or 20 rounds are
-over. What was measured is remembered and not measured again.
+Published form (``ops="R"``, one budget, ``relative=False``, ``spacings=(1.0,)``): which B of n steps compute is a mask
+with B ones, and the others reuse the last output. The first ``max(1, B // 4)`` steps are pinned. Annealing with a
+geometric temperature moves one computed step (90 %; 70 % of these within 3 steps) or two at once (10 %); then steepest
+descent tries, for every computed step that is not pinned, all moves within 3 steps and 2 random jumps, until nothing
+improves or 20 rounds are over. What was measured is remembered and not measured again.
 
 Ours, each switched by its own option: a step that does not compute may hold any symbol of ``ops`` (forecasts too), with
 moves that change one such symbol or a whole gap of them; ``budgets`` is a ladder, the first one the target, and a later
-chain may start from the mask found for the nearest budget done before; uniform masks are measured first and the best
+chain may start from the mask found for the nearest budget done before; spaced masks are measured first and the best
 starts the chain; temperatures may be relative to the energy at the start. This module does not know costs: the budget
 stands for them.
 """
@@ -16,13 +16,14 @@ stands for them.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf, isfinite
 
 import numpy as np
 
 from schedsearch.errors import UsageError
 from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule
+from schedsearch.search._masks import freedom, gap, spaced, swapped
 from schedsearch.search._turn import Turn
 from schedsearch.space import SearchSpace
 from schedsearch.study import Candidate, Evaluation, Objective
@@ -41,12 +42,15 @@ class AnnealConfig:
         budgets: computed steps, the target first; empty is a quarter of all steps.
         ops: symbols a step that does not compute may hold; empty is all the space allows.
         iterations: annealing iterations for the first budget.
-        ladder_share: share of ``iterations`` each further budget gets.
+        ladder_share: share of ``iterations`` and ``hill_climb_rounds`` each further budget gets.
         hill_climb_rounds: most rounds of descent after each chain.
         temperature_start: of the first iteration.
         temperature_end: of the last iteration.
+        spacings: how the first masks are spaced, powers for `_masks.spaced`; all for the target, the first for
+            others.
         relative: temperatures are multiples of the energy at the start of the chain.
         op_moves: share of the moves that change symbols instead of places, where there is more than one symbol.
+        objective: name of the objective to improve; empty is the first.
     """
 
     budgets: tuple[int, ...] = ()
@@ -56,8 +60,10 @@ class AnnealConfig:
     hill_climb_rounds: int = 20
     temperature_start: float = 0.05
     temperature_end: float = 1e-5
+    spacings: tuple[float, ...] = (1.0, 1.6, 0.6)
     relative: bool = True
     op_moves: float = 0.3
+    objective: str = ""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "hill_climb_rounds", "ladder_share", "op_moves"):
@@ -69,7 +75,7 @@ class AnnealConfig:
 
 
 class Anneal:
-    """One annealed chain per budget over the ``model`` row; the first objective is what it improves."""
+    """One annealed chain per budget over the ``model`` row; it improves one objective."""
 
     name = "anneal"
     Config = AnnealConfig
@@ -80,11 +86,17 @@ class Anneal:
         """Prepare the chains.
 
         Raises:
-            UsageError: if a budget or a symbol is not one of the space.
+            UsageError: if the space has no ``model`` row, or a budget or a symbol is not one of the space.
         """
+        if MODEL_ROW not in space.row_names:
+            raise UsageError(
+                f"search anneal: found no {MODEL_ROW} row in space {space.name}, expected one. Use another search, "
+                "or a space with the level model."
+            )
         self._config = config or AnnealConfig()
-        self._space = space
-        self._objective = objectives[0]
+        self._space = space.restrict(levels=["model"], counts=[space.n_steps])
+        self._place = _place(objectives, self._config.objective)
+        self._objective = objectives[self._place]
         n_steps = space.n_steps
         legal = space.symbols_of(MODEL_ROW).replace(COMPUTE, "")
         self._ops = self._config.ops.replace(COMPUTE, "") or legal
@@ -97,6 +109,7 @@ class Anneal:
                 raise UsageError(f"budgets[{i}]: found {budget}, expected 1 to {n_steps} computed steps.")
         self._rng = np.random.default_rng(seed)
         self._energy: dict[str, float] = {}
+        self._keys: dict[str, str] = {}
         self._schedules: dict[str, Schedule] = {}
         self._parent = ""
         self._turn = Turn(self.name)
@@ -105,7 +118,7 @@ class Anneal:
 
     # ---- ask and tell
 
-    def ask(self, n: int) -> Sequence[Candidate]:
+    def ask(self, n: int) -> Sequence[Candidate]:  # noqa: ARG002 - the protocol asks for it
         """One schedule while annealing, a whole neighbourhood while descending; empty when all chains are done."""
         if self._wanted is None:
             return ()
@@ -124,7 +137,7 @@ class Anneal:
         """Error of an evaluation, less is better: ``10^(-dB/10)``, one minus a similarity, or the value itself."""
         if evaluation.status != "ok":
             return inf
-        value = evaluation.values[0]
+        value = evaluation.values[self._place]
         if self._objective.unit == "dB":
             return float(10.0 ** (-value / 10.0))
         if self._objective.better == "max":
@@ -137,7 +150,14 @@ class Anneal:
         if not self._ops:
             yield from self._measure([COMPUTE * self._space.n_steps])
             return
-        seeds = {budget: [self.uniform_row(budget, op) for op in self._ops] for budget in self._budgets}
+        seeds = {
+            budget: [
+                spaced(self._space.n_steps, budget, op, pinned=self.pinned(budget), power=power)
+                for power in (self._config.spacings if budget == self._budgets[0] else self._config.spacings[:1])
+                for op in self._ops
+            ]
+            for budget in self._budgets
+        }
         yield from self._measure([row for rows in seeds.values() for row in rows])
         done: dict[int, str] = {}
         for place, budget in enumerate(self._budgets):
@@ -149,7 +169,7 @@ class Anneal:
             row = min(starts, key=self._known)
             share = 1.0 if place == 0 else self._config.ladder_share
             row = yield from self._annealed(row, budget, round(self._config.iterations * share))
-            done[budget] = yield from self._descended(row, budget)
+            done[budget] = yield from self._descended(row, budget, round(self._config.hill_climb_rounds * share))
 
     def _annealed(self, row: str, budget: int, iterations: int) -> Generator[list[str], list[float], str]:
         """The best row of a chain from ``row``."""
@@ -169,9 +189,9 @@ class Anneal:
                 best = row
         return best
 
-    def _descended(self, row: str, budget: int) -> Generator[list[str], list[float], str]:
+    def _descended(self, row: str, budget: int, rounds: int) -> Generator[list[str], list[float], str]:
         """The row at the foot of the steepest descent from ``row``."""
-        for _ in range(self._config.hill_climb_rounds):
+        for _ in range(rounds):
             around = list(dict.fromkeys(self.neighbourhood(row, budget)))
             if not around:
                 break
@@ -195,30 +215,17 @@ class Anneal:
 
     def _key(self, row: str) -> str:
         """The canonical row that ``row`` runs as: its forecasts lowered to the history they have."""
-        if row in self._schedules:
-            return row
-        schedule = self._space.repair(Schedule(
-            sigma=self._space.base.sigma, solver=self._space.base.solver, model=self._space.model, ops=((MODEL_ROW, row),)
-        ))  # fmt: skip
-        return self._remember(schedule)
-
-    def _remember(self, schedule: Schedule) -> str:
-        key = schedule.row(MODEL_ROW)
-        self._schedules.setdefault(key, schedule)
-        return key
+        if row not in self._keys:
+            schedule = self._space.repair(replace(self._space.base, ops=((MODEL_ROW, row),)))
+            self._keys[row] = schedule.row(MODEL_ROW)
+            self._schedules[schedule.row(MODEL_ROW)] = schedule
+        return self._keys[row]
 
     # ---- masks and moves
 
     def pinned(self, budget: int) -> int:
         """How many of the first steps always compute."""
         return max(1, budget // 4)
-
-    def uniform_row(self, budget: int, op: str) -> str:
-        """The pinned steps, then the rest of the budget at even distances; ``op`` between them."""
-        first, n_steps = self.pinned(budget), self._space.n_steps
-        rest = budget - first
-        places = {first - 1 + (k + 1) * (n_steps - first + 1) // (rest + 1) for k in range(rest)} | set(range(first))
-        return "".join(COMPUTE if step in places else op for step in range(n_steps))
 
     def moved(self, row: str, budget: int) -> str:
         """A random neighbour: one computed step elsewhere, two of them, or other symbols between them."""
@@ -236,7 +243,7 @@ class Anneal:
         origin = computed[self._rng.integers(len(computed))]
         near = [step for step in free if abs(step - origin) <= NEAR]
         pool = near if near and self._rng.random() < 0.7 else free
-        return _swapped(row, origin, pool[self._rng.integers(len(pool))])
+        return swapped(row, origin, pool[self._rng.integers(len(pool))])
 
     def _other_symbols(self, row: str) -> str:
         """One step, or the whole gap around it, with another symbol."""
@@ -246,7 +253,7 @@ class Anneal:
         step = free[self._rng.integers(len(free))]
         others = self._ops.replace(row[step], "")
         op = others[self._rng.integers(len(others))]
-        low, high = (step, step + 1) if self._rng.random() < 0.5 else _gap(row, step)
+        low, high = (step, step + 1) if self._rng.random() < 0.5 else gap(row, step)
         return row[:low] + op * (high - low) + row[high:]
 
     def neighbourhood(self, row: str, budget: int) -> Iterator[str]:
@@ -255,10 +262,10 @@ class Anneal:
         for origin in self._movable(row, budget) if free else ():
             for step in free:
                 if abs(step - origin) <= NEAR:
-                    yield _swapped(row, origin, step)
+                    yield swapped(row, origin, step)
             for _ in range(2):
-                yield _swapped(row, origin, free[self._rng.integers(len(free))])
-        for low, high in sorted({_gap(row, step) for step in free}) if len(self._ops) > 1 else ():
+                yield swapped(row, origin, free[self._rng.integers(len(free))])
+        for low, high in sorted({gap(row, step) for step in free}) if len(self._ops) > 1 else ():
             for op in self._ops:
                 if row[low:high] != op * (high - low):
                     yield row[:low] + op * (high - low) + row[high:]
@@ -268,11 +275,13 @@ class Anneal:
         first = self.pinned(budget)
         row = COMPUTE * first + row[first:]
         while row.count(COMPUTE) < budget:
-            low, high = max((_gap(row, s) for s, c in enumerate(row) if c != COMPUTE), key=lambda g: (g[1] - g[0], -g[0]))
+            low, high = max(
+                (gap(row, s) for s, c in enumerate(row) if c != COMPUTE), key=lambda g: (g[1] - g[0], -g[0])
+            )
             middle = (low + high) // 2
             row = row[:middle] + COMPUTE + row[middle + 1 :]
         while row.count(COMPUTE) > budget:
-            step = min(self._movable(row, budget), key=lambda s: (_freedom(row, s), s))
+            step = min(self._movable(row, budget), key=lambda s: (freedom(row, s), s))
             beside = (row[step - 1] + row[step + 1 : step + 2]).replace(COMPUTE, "")
             row = row[:step] + (beside or self._ops)[0] + row[step + 1 :]
         return row
@@ -282,20 +291,9 @@ class Anneal:
         return [step for step, char in enumerate(row) if char == COMPUTE and step >= first]
 
 
-def _swapped(row: str, a: int, b: int) -> str:
-    chars = list(row)
-    chars[a], chars[b] = chars[b], chars[a]
-    return "".join(chars)
-
-
-def _gap(row: str, step: int) -> tuple[int, int]:
-    """The run of steps around ``step`` that do not compute, as ``[low, high)``."""
-    low = row.rfind(COMPUTE, 0, step) + 1
-    high = row.find(COMPUTE, step)
-    return low, high if high >= 0 else len(row)
-
-
-def _freedom(row: str, step: int) -> int:
-    """Distance between the computed steps before and after ``step``."""
-    after = row.find(COMPUTE, step + 1)
-    return (after if after >= 0 else len(row)) - row.rfind(COMPUTE, 0, step)
+def _place(objectives: Sequence[Objective], name: str) -> int:
+    """Position of the objective called ``name``, the first if ``name`` is empty."""
+    names = [objective.name for objective in objectives]
+    if name and name not in names:
+        raise UsageError(f"objective: found {name!r}, expected one of {', '.join(names)}.")
+    return names.index(name) if name else 0

@@ -1,4 +1,4 @@
-"""Aggarwal, Shrivastava & Gwilliam 2025, "Evolutionary Caching to Accelerate Your Off-the-Shelf Diffusion Model" (arXiv 2506.15682).
+"""Aggarwal et al. 2025, "Evolutionary Caching to Accelerate Your Off-the-Shelf Diffusion Model" (arXiv 2506.15682).
 
 NSGA-II over which block components recompute at which step, as released. A genome is a boolean tensor steps x blocks x
 components, true = recompute, flattened with the step outermost, blocks in order of execution (double-stream, then
@@ -31,7 +31,7 @@ from schedsearch.study import Candidate, Evaluation, Objective
 Genomes = npt.NDArray[np.bool_]
 
 FORA_INTERVALS = (2, 3, 4, 5, 6, 7)
-"""Sources of the first population besides the plain run: everything recomputes every N steps (FORA, arXiv 2407.01425)."""
+"""Sources of the first population besides the plain run: recompute every N steps (FORA, arXiv 2407.01425)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +85,8 @@ class Ecad:
         ]
         if not self._rows:
             raise UsageError(
-                f"search ecad: found no component row that may hold {REUSE} in space {space.name}, expected at least one. "
-                "Use another search, or a space with the level component."
+                f"search ecad: found no component row that may hold {REUSE} in space {space.name}, "
+                "expected at least one. Use another search, or a space with the level component."
             )
         self._shape = (space.n_steps, len(self._rows))
         self._best = np.full(len(objectives), np.inf)
@@ -97,7 +97,7 @@ class Ecad:
         self._algorithm = self._nsga2(seed)
         self._turn = Turn(self.name)
 
-    def ask(self, n: int) -> Sequence[Candidate]:
+    def ask(self, n: int) -> Sequence[Candidate]:  # noqa: ARG002 - the protocol asks for it
         """The next generation; empty after the last one, or when crossover finds nothing new."""
         limit = 1 if self._is_single else self._config.generations
         if self._generation >= limit:
@@ -117,7 +117,7 @@ class Ecad:
         ok = np.array([evaluation.status == "ok" for evaluation in evaluations])
         losses = np.full((len(evaluations), len(self._signs)), np.inf)
         for i in np.flatnonzero(ok):
-            losses[i] = self._signs * evaluations[i].values
+            losses[i] = self._signs * evaluations[int(i)].values
         genomes = self._infills.get("X")
         self._infills.set("F", self._finite(losses))
         # one inequality constraint, satisfied at 0 or below: 1 - (genes that differ from the plain run)
@@ -156,7 +156,7 @@ class Ecad:
         return np.array(genomes[: self._config.population])
 
     def _nsga2(self, seed: int) -> Any:
-        """pymoo's NSGA-II with a random state of its own."""
+        """NSGA-II of pymoo with a random state of its own."""
         from pymoo.algorithms.moo.nsga2 import NSGA2, binary_tournament
         from pymoo.core.problem import Problem
         from pymoo.core.termination import NoTermination

@@ -1,7 +1,8 @@
 """Bergstra & Bengio 2012, "Random search for hyper-parameter optimization" (JMLR 13): draws from the space, no memory.
 
-The yardstick: a searcher that does not beat this one at equal cost is broken. A draw is a function of (seed, ask number)
-and of what was drawn before, since nothing is proposed twice. This module does not know what makes a schedule good.
+The yardstick: a searcher that does not beat this one at equal cost is broken. A draw is a function of (seed, ask
+number) and of what was drawn before, since nothing is proposed twice. This module does not know what makes a schedule
+good.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ class RandomSearch:
     Config = RandomConfig
 
     def __init__(
-        self, space: SearchSpace, *, seed: int, objectives: Sequence[Objective], config: RandomConfig | None = None
+        self,
+        space: SearchSpace,
+        *,
+        seed: int,
+        objectives: Sequence[Objective],  # noqa: ARG002 - every searcher is made the same way
+        config: RandomConfig | None = None,
     ) -> None:
         self._space = space
         self._seed = seed

@@ -9,28 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isnan
-from typing import Literal
 
 from schedsearch.errors import StudyMismatchError, UsageError
 from schedsearch.protocols import Evaluator, Searcher
+from schedsearch.search._stop import Ended, Stop
 from schedsearch.space import SearchSpace
 from schedsearch.study import Candidate, Evaluation, Study
 
-Ended = Literal["finished", "trials", "minutes", "stalled"]
-"""Why a run ended: the searcher had no more to ask, a limit was met, or it only repeated itself."""
-
 MAX_IDLE_ASKS = 1000
 """Asks in a row without anything new to measure after which a searcher counts as stalled."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """When to end: schedules measured in all, and ``minutes`` spent in all, both counted over resumed runs."""
-
-    trials: int | None = None
-    minutes: float | None = None
 
 
 def run(
@@ -52,10 +41,7 @@ def run(
     before, started = study.spent.seconds, time.monotonic()
 
     def limit_met() -> Ended | None:
-        if stop.trials is not None and len(study) >= stop.trials:
-            return "trials"
-        minutes = (before + time.monotonic() - started) / 60.0
-        return "minutes" if stop.minutes is not None and minutes >= stop.minutes else None
+        return stop.met(trials=len(study), seconds=before + time.monotonic() - started)
 
     asked = idle = 0
     while idle < MAX_IDLE_ASKS:

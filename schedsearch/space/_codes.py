@@ -80,7 +80,7 @@ def canonical(codes: Codes, *, parents: npt.NDArray[np.intp], has_model_row: boo
     take, or its history cannot carry, lands where `landing_table` says. Each pass can only turn cells into compute, so
     the passes end.
     """
-    out = codes.copy()
+    out: Codes = codes.copy()
     out[:, 0] = COMPUTE_CODE
     children = np.flatnonzero(parents >= 0)
     owners = parents[children]
@@ -98,7 +98,7 @@ def canonical(codes: Codes, *, parents: npt.NDArray[np.intp], has_model_row: boo
             active[children] &= ~covered
         computes = active & (out == COMPUTE_CODE)
         history = np.minimum(np.cumsum(computes, axis=1) - computes, _MAX_HISTORY)
-        landed = landing[rows, out, history]
+        landed: Codes = landing[rows, out, history]
         if np.array_equal(landed, out):
             return out
         out = landed

@@ -1,7 +1,7 @@
 """Reads a space file (YAML) strictly, and binds it to one model.
 
-``spaces/README.md`` describes the file. Anything unknown, of the wrong type or illegal is a `SpaceError` with the dotted
-path, what was found, what was expected and what to do. This module does not know what the space is used for.
+``spaces/README.md`` describes the file. Anything unknown, of the wrong type or illegal is a `SpaceError` with the
+dotted path, what was found, what was expected and what to do. This module does not know what the space is used for.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ VERSION = 1
 MAX_BYTES = 256 * 1024
 
 _PACKAGE = "schedsearch_spaces"
+_MARK = f"\nformat: {FORMAT}\n"
+"""Tells a space file from other data in the package."""
 _FROZEN = {"sigma": "default", "solver": "euler", "guidance": "pipeline", "precision": "pipeline"}
 """Parts of a schedule that no axis opens yet, and the only value each may have."""
 
 
 def shipped_spaces() -> tuple[str, ...]:
     """Names of the space files that come with the package."""
-    files = importlib.resources.files(_PACKAGE).iterdir()
-    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+    files = [file for file in importlib.resources.files(_PACKAGE).iterdir() if file.name.endswith(".yaml")]
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if _MARK in file.read_text(encoding="utf-8")))
 
 
 def load_space(
@@ -44,7 +46,8 @@ def load_space(
         sigma: `(n_steps + 1,)` its default noise levels, post-shift, strictly decreasing.
 
     Raises:
-        SpaceError: if there is no such file, it is not valid YAML, or any of it is unknown, of the wrong type or illegal.
+        SpaceError: if there is no such file, it is not valid YAML, or any of it is unknown, of the wrong type or
+            illegal.
     """
     where, text = _read(source)
     return _Reader(where).space(_parse(where, text), model, tuple(blocks), tuple(float(level) for level in sigma))
@@ -64,7 +67,9 @@ def _read(source: str | Path) -> tuple[str, str]:
     try:
         return path.name, path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise SpaceError(f"{path}: found bytes that are not UTF-8 ({error.reason}), expected a YAML text file.") from None
+        raise SpaceError(
+            f"{path}: found bytes that are not UTF-8 ({error.reason}), expected a YAML text file."
+        ) from None
 
 
 def _parse(where: str, text: str) -> object:
@@ -137,7 +142,9 @@ class _Reader:
         table = self._mapping("levels", value, needed=(), optional=LEVELS)
         if not table:
             self._fail("levels", "no level", f"at least one of {', '.join(LEVELS)}", "Name a level and its symbols.")
-        return tuple((level, self._symbols(f"levels.{level}", table[level], level)) for level in LEVELS if level in table)
+        return tuple(
+            (level, self._symbols(f"levels.{level}", table[level], level)) for level in LEVELS if level in table
+        )
 
     def _symbols(self, path: str, value: object, level: str) -> str:
         text = self._text(path, value)
@@ -168,7 +175,10 @@ class _Reader:
         fraction = table["max_fraction"]
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction < 1.0:
             self._fail("pruned.max_fraction", repr(fraction), "a number from 0 to below 1", "Some block must stay.")
-        globs = [self._text(f"pruned.blocks[{i}]", item) for i, item in enumerate(self._list("pruned.blocks", table["blocks"]))]
+        globs = [
+            self._text(f"pruned.blocks[{i}]", item)
+            for i, item in enumerate(self._list("pruned.blocks", table["blocks"]))
+        ]
         names = tuple(b.name for b in blocks if any(fnmatchcase(b.name, glob) for glob in globs))
         return names, min(int(fraction * len(blocks) + 1e-9), len(names))
 
@@ -180,7 +190,9 @@ class _Reader:
             symbols = self._text(f"{here}.symbols", rule["symbols"])
             for char in symbols:
                 if char not in OPS or char == COMPUTE:
-                    self._fail(f"{here}.symbols", repr(char), f"symbols out of {OPS[1:]}", "Computing is always allowed.")
+                    self._fail(
+                        f"{here}.symbols", repr(char), f"symbols out of {OPS[1:]}", "Computing is always allowed."
+                    )
             reason = self._text(f"{here}.reason", rule["reason"])
             if not reason:
                 self._fail(f"{here}.reason", "nothing", "why", "The reason is shown to whoever breaks the rule.")

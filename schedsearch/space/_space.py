@@ -2,8 +2,8 @@
 
 A space is made of axes. Rows of ops exist at up to three levels (``model``, ``block``, ``component``), each with its
 legal symbols; the number of steps is the default one or lies in a range; blocks may be removed up to a limit. All other
-parts of a schedule are frozen at their defaults. Every schedule has one canonical form in the space, `SearchSpace.repair`,
-so equal plans get equal ids. This module does not know files (``_load.py``) nor any algorithm.
+parts of a schedule are frozen at their defaults. Every schedule has one canonical form in the space,
+`SearchSpace.repair`, so equal plans get equal ids. This module does not know files (``_load.py``) nor any algorithm.
 """
 
 from __future__ import annotations
@@ -129,8 +129,6 @@ class SearchSpace:
         wanted = min(self.counts, key=lambda count: (abs(count - schedule.n_steps), count))
         if wanted != schedule.n_steps:
             codes = codes[:, np.arange(wanted) * schedule.n_steps // wanted]
-        else:
-            codes = codes.copy()
         removed = set(schedule.pruned)
         if removed:
             codes[[row in removed or self._owner.get(row) in removed for row in self.row_names]] = PRUNED_CODE
@@ -146,7 +144,8 @@ class SearchSpace:
         """
         if codes.ndim != 2 or codes.shape[0] != len(self.row_names) or codes.shape[1] not in self.counts:
             raise SpaceError(
-                f"codes: found shape {codes.shape}, expected ({len(self.row_names)}, n) with n in {_brief(self.counts)}."
+                f"codes: found shape {codes.shape}, expected ({len(self.row_names)}, n) "
+                f"with n in {_brief(self.counts)}."
             )
         if codes.size and (codes.min() < PRUNED_CODE or codes.max() >= len(OPS)):
             raise SpaceError(f"codes: found {codes.min()}..{codes.max()}, expected -1..{len(OPS) - 1} ({OPS})")
@@ -168,9 +167,8 @@ class SearchSpace:
         """The canonical schedule of this space nearest to ``schedule``; repairing twice changes nothing more.
 
         Step 0 computes everywhere; a forecast is lowered to the order its history carries; a symbol its row may not
-        hold becomes the nearest lower one; finer rows say compute where a coarser one does not compute; rows of removed
-        blocks are dropped; parts that are frozen return to their defaults. Results and origin are dropped: they belong
-        to the schedule that came in.
+        hold becomes the nearest lower one; finer rows say compute where a coarser one does not compute; parts that are
+        frozen return to their defaults. Results and origin are dropped: they belong to the schedule that came in.
         """
         return self.decode(self.encode(schedule))
 
@@ -232,11 +230,13 @@ class SearchSpace:
                 return f"{part}: found {getattr(found, part)!r}, expected {getattr(legal, part)!r} ({note})"
         for name, row in found.ops:
             if name not in self.row_names:
-                return f"ops.{name}: found a row, expected none: it is not among the {len(self.row_names)} rows searched"
+                return (
+                    f"ops.{name}: found a row, expected none: it is not among the {len(self.row_names)} rows searched"
+                )
             for step, (char, wanted) in enumerate(zip(row, legal.row(name), strict=True)):
                 if char != wanted:
                     return f"ops.{name}[{step}]: found {char}, expected {wanted}: {self._rule(name, step, char, legal)}"
-        return "ops: found rows of a removed block, expected none"
+        return f"ops: found {found.ops}, expected {legal.ops}"
 
     def _rule(self, name: str, step: int, char: str, legal: Schedule) -> str:
         """The rule that ``char`` breaks at ``step`` of row ``name``."""
@@ -245,10 +245,7 @@ class SearchSpace:
             return reasons[0] if reasons else f"row {name} may hold {self.symbols_of(name)}"
         if step == 0:
             return "the first step computes everything"
-        owner = self._owner.get(name, name)
-        if owner in legal.pruned:
-            return f"{owner} is removed"
-        for coarser in (MODEL_ROW, owner):
+        for coarser in (MODEL_ROW, self._owner.get(name, name)):
             if coarser != name and legal.row(coarser)[step] != COMPUTE:
                 return f"row {coarser} does not compute at this step"
         return "a forecast of order o needs o + 1 earlier computes"
@@ -276,7 +273,7 @@ class SearchSpace:
         """
         kept = tuple(levels) if levels is not None else tuple(level for level, _ in self.levels)
         _require_known("levels", kept, [level for level, _ in self.levels])
-        wished = {level: symbols for level in kept} if isinstance(symbols, str) else dict(symbols or {})
+        wished = dict.fromkeys(kept, symbols) if isinstance(symbols, str) else dict(symbols or {})
         _require_known("symbols", tuple(wished), kept)
         narrowed = []
         for level, legal in self.levels:

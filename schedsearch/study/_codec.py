@@ -1,8 +1,8 @@
 """Evaluations as Optuna trials, and back, without loss.
 
 A trial's values and state are what Optuna's own tools show; everything else is in one user attribute, ``evaluation``:
-the text of the schedule's file, lineage, what was measured and what it cost. (One, because each attribute costs a storage
-two queries.) This module does not know storages.
+the text of the schedule's file, lineage, what was measured and what it cost. (One, because each attribute costs a
+storage two queries.) This module does not know storages.
 """
 
 from __future__ import annotations

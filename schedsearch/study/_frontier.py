@@ -22,7 +22,8 @@ from schedsearch.study._records import Evaluation, Objective
 class Frontier:
     """Non-dominated evaluations.
 
-    Make one with `Frontier.of`. Only evaluations that are ``ok`` count; of several with equal values the earliest stays.
+    Make one with `Frontier.of`. Only evaluations that are ``ok`` count; of several with equal values the earliest
+    stays.
 
     Attributes:
         objectives: `(n_objectives,)` what the values mean.
@@ -103,7 +104,8 @@ class Frontier:
         return float("inf") if np.isinf(losses).any() else float(moocore.hypervolume(losses, ref=corner))
 
     def knee(self) -> Evaluation | None:
-        """The evaluation farthest from the chord between the extremes: the smallest sum of losses, each scaled to [0, 1].
+        """The evaluation farthest from the chord between the extremes: the smallest sum of losses, each scaled to [0,
+        1].
 
         ``None`` if the frontier is empty. Infinite values count as the best finite one.
         """
@@ -149,7 +151,8 @@ class Frontier:
 def _losses(objectives: Sequence[Objective], values: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
     """`(n, n_objectives)` values with their signs turned so that less is better."""
     signs = np.array([-1.0 if objective.better == "max" else 1.0 for objective in objectives])
-    return np.array(values, dtype=np.float64).reshape(-1, len(objectives)) * signs
+    losses: npt.NDArray[np.float64] = np.array(values, dtype=np.float64).reshape(-1, len(objectives)) * signs
+    return losses
 
 
 def _non_dominated(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

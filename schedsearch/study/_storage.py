@@ -1,8 +1,8 @@
 """Opens Optuna storages the way a study needs them. Optuna is imported here on use, and kept quiet.
 
 SQLite files are set to write-ahead logging with one commit per record: a process that is killed at any moment leaves a
-file that holds exactly the records whose `add` had returned, and possibly the one in flight, whole. Others may read while
-one writes. This module does not know what is stored.
+file that holds exactly the records whose `add` had returned, and possibly the one in flight, whole. Others may read
+while one writes. This module does not know what is stored.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def open_storage(url: str) -> BaseStorage:
         except Exception as error:
             # drivers raise what they like: a missing driver, a refused connection, a file that is no database
             raise StudyError(
-                f"storage {url}: found {type(error).__name__} ({_first_line(error)}), expected a storage that opens, such "
-                "as sqlite:///study.db. Correct the URL, or install its driver."
+                f"storage {url}: found {type(error).__name__} ({_first_line(error)}), expected a storage that "
+                "opens, such as sqlite:///study.db. Correct the URL, or install its driver."
             ) from error
 
 

@@ -1,7 +1,8 @@
 """The study: an append-only record of what was tried, behind an Optuna storage URL.
 
-Each record is one atomic write, so a study that was killed at any moment opens again with whole records only. Everything
-else (`Study.frontier`, `Study.spent`) is derived from them. This module does not know who proposes or who measures.
+Each record is one atomic write, so a study that was killed at any moment opens again with whole records only.
+Everything else (`Study.frontier`, `Study.spent`) is derived from them. This module does not know who proposes or who
+measures.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from schedsearch.errors import StudyError, StudyMismatchError
 from schedsearch.study._codec import evaluation_of, trial_of
@@ -22,7 +23,7 @@ from schedsearch.study._storage import close_storage, open_storage, quiet
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 _SETTINGS = "schedsearch:settings"
 _NOTE = "schedsearch:note:"
@@ -91,11 +92,8 @@ class Study:
             try:
                 study_id = backend.get_study_id_from_name(name)
             except KeyError:
-                directions = [
-                    optuna.study.StudyDirection.MAXIMIZE if o.better == "max" else optuna.study.StudyDirection.MINIMIZE
-                    for o in objectives
-                ]
-                study_id = backend.create_new_study(directions, name)
+                way = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
+                study_id = backend.create_new_study([way[o.better] for o in objectives], name)
         found = backend.get_study_user_attrs(study_id).get(_SETTINGS)
         if found is None:
             # new, or its maker was killed before it wrote the header; then it holds no record either
@@ -172,14 +170,14 @@ class Study:
     def __len__(self) -> int:
         return len(self._by_ask)
 
-    def __enter__(self) -> Study:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Give back the storage's connections. The records stay readable in memory."""
+        """Give back the storage's connections; the records stay in memory."""
         close_storage(self._storage)
 
     def _keep(self, evaluation: Evaluation) -> None:

@@ -50,7 +50,7 @@ def test_a_prompt_gives_the_same_image_every_time_and_what_it_names():
     import numpy as np
     import torch
 
-    from schedsearch.evaluate._models import find_card, load_pipeline
+    from schedsearch.evaluate import find_card, load_pipeline
 
     card = find_card("flux-mini")
     pipe = load_pipeline(card, device="cpu", dtype="float32")

@@ -266,6 +266,14 @@ def test_a_checkpoint_of_other_settings_is_refused_with_the_difference(tmp_path,
         vae.train_vae(vae.build(SMALL.vae_shape, seed=0), [pictures], replace(settings, steps=2), checkpoint=path)
 
 
+def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path, pictures):
+    (tmp_path / "vae.ckpt").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(UsageError, match=r"vae.ckpt: cannot be read as a checkpoint \(.*\)\. Remove it"):
+        vae.train_vae(
+            vae.build(SMALL.vae_shape, seed=0), [pictures], SMALL.vae_settings, checkpoint=tmp_path / "vae.ckpt"
+        )
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     model = torch.nn.Linear(1, 1)
     settings = Settings(steps=3, batch=1, lr=1.0, autocast=False)
@@ -290,7 +298,7 @@ def test_the_mean_of_weights_is_the_result_and_lies_behind_the_last_weights(tmp_
 @pytest.mark.slow
 def test_twenty_steps_of_each_stage_end_in_a_pipeline_that_draws(package, tmp_path, capsys):
     pytest.importorskip("resvg_py", reason="the extra schedsearch[recipe] is not installed")
-    from schedsearch.evaluate._models import find_card, load_pipeline
+    from schedsearch.evaluate import find_card, load_pipeline
 
     out = tmp_path / "out"
     folder = run(out, recipe=SMALL, packages=(package,), every=10)

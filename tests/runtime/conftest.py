@@ -97,11 +97,11 @@ def pipe(request: pytest.FixtureRequest) -> FluxPipeline:
 
 def embeddings(pipe: FluxPipeline, batch: int, seed: int) -> dict[str, torch.Tensor]:
     """Random prompt embeddings of the right size, so that a pipeline without text encoders can be called."""
-    config = pipe.transformer.config
+    config, dtype = pipe.transformer.config, pipe.transformer.dtype
     generator = torch.Generator().manual_seed(seed)
     return {
-        "prompt_embeds": torch.randn(batch, 16, config.joint_attention_dim, generator=generator),
-        "pooled_prompt_embeds": torch.randn(batch, config.pooled_projection_dim, generator=generator),
+        "prompt_embeds": torch.randn(batch, 16, config.joint_attention_dim, generator=generator).to(dtype),
+        "pooled_prompt_embeds": torch.randn(batch, config.pooled_projection_dim, generator=generator).to(dtype),
     }
 
 
@@ -109,7 +109,8 @@ def embeddings(pipe: FluxPipeline, batch: int, seed: int) -> dict[str, torch.Ten
 def run() -> Run:
     """Returns a function that runs a pipeline and gives its images as a tensor."""
 
-    def call(pipe: Any, *, batch: int = 1, cfg: bool = False, steps: int = 8, size: int = 64, **kwargs: Any) -> torch.Tensor:
+    def call(pipe: Any, *, batch: int = 1, cfg: bool = False, steps: int = 8, size: int = 0, **kwargs: Any) -> torch.Tensor:
+        size = size or 16 * pipe.vae_scale_factor  # 64 image tokens
         negative = {f"negative_{k}": v for k, v in embeddings(pipe, batch, 9).items()} if cfg else {}
         return pipe(
             **embeddings(pipe, batch, 1),

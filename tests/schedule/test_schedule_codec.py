@@ -59,7 +59,10 @@ def schedules(draw) -> Schedule:
         low=st.floats(-5, 0), high=st.floats(0, 5), n=st.integers(1, 99), device=TEXT,
     )  # fmt: skip
     rules = st.builds(
-        PrecisionRule, pattern=st.sampled_from(["*", "a.*", "[ab]?"]), weight=st.just("int8"), activation=st.just("bf16")
+        PrecisionRule,
+        pattern=st.sampled_from(["*", "a.*", "[ab]?"]),
+        weight=st.just("int8"),
+        activation=st.just("bf16"),
     )
     return Schedule(
         sigma=tuple(sorted(levels, reverse=True)),
@@ -70,12 +73,12 @@ def schedules(draw) -> Schedule:
         precision=tuple(draw(st.lists(rules, max_size=3))),
         pruned=tuple(draw(st.sets(st.integers(0, 30).map("gone.{}".format), max_size=3))) if "gone" not in rows else (),
         measured=tuple(draw(st.lists(measured, max_size=2))),
-        provenance=draw(st.builds(Provenance, study=TEXT, seed=st.integers(-(2**63), 2**63 - 1), note=TEXT)),
+        provenance=draw(st.builds(Provenance, study=TEXT, seed=st.integers(1 - 2**63, 2**63 - 1), note=TEXT)),
     )
 
 
 class TestRoundTrip:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(schedules())
     def test_what_is_written_is_read(self, schedule):
         text = dumps(schedule)
@@ -190,7 +193,7 @@ class TestVersion:
             assert loads(json.dumps(document)) == full
 
     def test_a_newer_minor_version_keeps_the_rules_it_shares(self, plain):
-        with pytest.warns(ScheduleVersionWarning), pytest.raises(ScheduleFormatError, match="FORMAT.md R6"):
+        with pytest.warns(ScheduleVersionWarning), pytest.raises(ScheduleFormatError, match=r"FORMAT\.md R6"):
             loads(self.at(plain, "1.7", ops={"a": "CCRC"}))
 
     @pytest.mark.parametrize("version", [1.0, 1, "1", "1.0.0", "v1.0", "1.x", "", None, "99999.0", "1.0\n"])

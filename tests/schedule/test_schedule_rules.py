@@ -174,13 +174,20 @@ class TestCanonicalForm:
     """R9: "In canonical form `model` comes first, then the others in natural order"."""
 
     def test_rows_are_ordered_and_rows_that_only_compute_left_out(self, plain):
-        rows = (("blocks.10", "CCRC"), ("blocks.9", "CCCC"), ("blocks.2", "CRRC"), ("model", "CCCR"), ("blocks", "CRCR"))
+        rows = (
+            ("blocks.10", "CCRC"),
+            ("blocks.9", "CCCC"),
+            ("blocks.2", "CRRC"),
+            ("model", "CCCR"),
+            ("blocks", "CRCR"),
+        )
         schedule = replace(plain, ops=rows)
         assert [name for name, _ in schedule.ops] == ["model", "blocks", "blocks.2", "blocks.10"]
         assert schedule.row("blocks.9") == "CCCC"
         assert schedule.row("blocks.2") == "CRRC"
 
     def test_numbers_have_one_form(self, plain):
+        """R5: "minus zero becomes zero; whole numbers given as noise levels or scales become floating point"."""
         schedule = replace(plain, sigma=(1, 0.75, 0.5, 0.25, -0.0), guidance=(3, 1.0, None, -0.0))
         assert repr(schedule.sigma) == "(1.0, 0.75, 0.5, 0.25, 0.0)"
         assert repr(schedule.guidance) == "(3.0, 1.0, None, 0.0)"

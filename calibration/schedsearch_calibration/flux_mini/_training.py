@@ -8,6 +8,7 @@ is trained.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +96,9 @@ def train(
     last = settings.steps if stop_after is None else min(stop_after, settings.steps)
     model.train()
     while state.step < last:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.autocast):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.autocast), warnings.catch_warnings():
+            # torch says once that RMS norms of bfloat16 values with float32 weights are not fused; that is meant.
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
             loss = loss_of(state.generator)
         state.update(loss)
         report(state.step, state.running)
@@ -163,7 +166,12 @@ class _State:
 
     def load(self, path: Path) -> None:
         device = next(self.model.parameters()).device
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        try:
+            content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # noqa: BLE001 -- a damaged archive fails in many ways
+            raise UsageError(
+                f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Remove it to begin this stage again."
+            ) from None
         changed = [
             f"{key} {content['settings'].get(key)} -> {value}"
             for key, value in _plain(self.settings).items()

@@ -78,7 +78,9 @@ def run(out: Path, *, recipe: Recipe, packages: tuple[Path, ...] = (), device: s
 
 
 def _pictures(path: Path, packages: tuple[Path, ...]) -> tuple[data.Pictures, ...]:
-    if not path.is_file():
+    if path.is_file():
+        _CONSOLE.print(f"Using the pictures in {path}", highlight=False, soft_wrap=True)
+    else:
         with data.packages(packages) as folders:
             icons = [data.read_icons(folder) for folder in folders]
         drawn = []

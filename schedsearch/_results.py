@@ -1,0 +1,155 @@
+"""What a search hands over: the chosen schedule, the frontier folder and the results table, each written atomically.
+
+Knows nothing of how the numbers were measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from schedsearch import __version__
+from schedsearch.schedule import Budget, Measurement, Schedule, write_frontier, write_schedule
+
+QUALITY = ("psnr", "ssim", "latent_error")
+"""Quality metrics in the table, in this order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One line of the results table.
+
+    Attributes:
+        name: label of the schedule, ``full``, or such as ``7 steps``.
+        kind: ``full``, ``schedule`` or ``fewer steps``.
+        steps: denoising steps.
+        denoiser_calls: per image, counted.
+        measured: what was measured on held-out prompts.
+        schedule: what was run; ``None`` for plain runs.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    denoiser_calls: float
+    measured: tuple[Measurement, ...]
+    schedule: Schedule | None = None
+
+    def measurement(self, metric: str) -> Measurement:
+        """The measurement of ``metric``.
+
+        Raises:
+            KeyError: if it was not measured.
+        """
+        for measured in self.measured:
+            if measured.metric == metric:
+                return measured
+        raise KeyError(metric)
+
+    def value(self, metric: str) -> float:
+        """The measured value of ``metric``."""
+        return self.measurement(metric).value
+
+    @property
+    def stamped(self) -> Schedule:
+        """The schedule with its measurements."""
+        assert self.schedule is not None
+        return replace(self.schedule, measured=self.measured)
+
+
+HEADER = ["run", "kind", "steps", "denoiser calls", "speedup", "low", "high", "latency ms", "macs %", "PSNR dB", "SSIM",
+          "latent error"]  # fmt: skip
+
+
+def rows(results: Sequence[Result]) -> list[list[str]]:
+    """Returns the results as text, one list per row, in the order of `HEADER`."""
+    return [
+        [
+            r.name,
+            r.kind,
+            str(r.steps),
+            f"{r.denoiser_calls:g}",
+            f"{r.value('speedup'):.2f}",
+            f"{r.measurement('speedup').low:.2f}",
+            f"{r.measurement('speedup').high:.2f}",
+            f"{r.value('latency_ms'):.1f}",
+            f"{100 * r.value('macs_fraction'):.1f}",
+            f"{r.value('psnr'):.2f}",
+            f"{r.value('ssim'):.4f}",
+            f"{r.value('latent_error'):.4f}",
+        ]
+        for r in results
+    ]
+
+
+def write_table(path: Path, results: Sequence[Result]) -> None:
+    """Writes the results as CSV, with what they were measured on in every row."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*HEADER, "id", "prompts", "device", "dtype", "batch", "created_by"])
+    for result, row in zip(results, rows(results), strict=True):
+        first = result.measurement("psnr")
+        origin = [first.prompts, first.device, first.dtype, str(first.batch), first.created_by]
+        writer.writerow([*row, "" if result.schedule is None else result.schedule.id, *origin])
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+def write_results(out: Path, name: str, results: Sequence[Result], chosen: Result | None, *, metric: str) -> list[Path]:
+    """Writes the frontier folder, the table and the chosen schedule; returns what was written.
+
+    Args:
+        out: output folder.
+        name: of the chosen schedule's file, without ending.
+        results: all results; those with a schedule make the frontier.
+        chosen: the schedule for the budget, if one keeps it.
+        metric: quality by which a frontier's schedules are preferred.
+    """
+    frontier = [r for r in results if r.schedule is not None]
+    written = [out / "frontier", out / "results.csv"]
+    write_frontier(
+        out / "frontier", [r.stamped for r in frontier], quality=metric, labels=tuple(r.name for r in frontier)
+    )
+    write_table(out / "results.csv", results)
+    target = out / f"{name}.json"
+    if chosen is not None:
+        write_schedule(chosen.stamped, target)
+        written.append(target)
+    else:
+        target.unlink(missing_ok=True)
+    return written
+
+
+def choose(results: Sequence[Result], budget: Budget, scores: Mapping[str, float]) -> Result | None:
+    """Returns the schedule with the best score among those measured to keep ``budget``; ``None`` if none does.
+
+    Args:
+        results: measured on held-out prompts.
+        budget: the limit.
+        scores: per name, higher is better. Not taken from the held-out prompts, so that the number reported for the
+            choice is not the one it was chosen by.
+    """
+    within = [r for r in results if r.schedule is not None and budget.met_by(r.value(budget.kind))]
+    return max(within, key=lambda r: scores[r.name], default=None)
+
+
+CREATED_BY = f"schedsearch {__version__}"

@@ -1,0 +1,223 @@
+"""The numbers that leave the program: quality on held-out prompts, and measured, paired, interleaved wall time.
+
+Rows are the plain run, schedules, and plain runs of fewer steps, all from the same noise and timed in the same rounds.
+Does not know how schedules were found.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from schedsearch.errors import UsageError
+from schedsearch.evaluate._calibrate import call_once
+from schedsearch.evaluate._latency import LatencySamples, Ratio, TimedRun, measure_latency, paired_ratio
+from schedsearch.evaluate._macs import MacTable, schedule_macs
+from schedsearch.evaluate._models import ModelCard
+from schedsearch.evaluate._quality import METRICS, score_pictures
+from schedsearch.evaluate._reference import PairedRuns, Reference
+from schedsearch.evaluate._trace import capture_call, counting_calls
+from schedsearch.evaluate._workload import Pipeline, Workload
+from schedsearch.runtime import apply, denoiser_of, identity_schedule
+from schedsearch.runtime._topology import block_lists_of
+from schedsearch.schedule import Schedule
+
+FULL = "full"
+
+Samples = dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutRow:
+    """One line of the results table.
+
+    Attributes:
+        name: of the schedule, or ``full``, or such as ``7 steps``.
+        kind: what it is.
+        n_steps: denoising steps.
+        speedup: plain wall time over this one's, round by round; batch 1, the whole ``pipe(...)`` call.
+        latency: its wall times.
+        samples: per image, ``(metric, (value, ...))``; prompts vary fastest, seeds slowest.
+        macs: multiply-accumulates per image.
+        macs_fraction: of the plain run's.
+        denoiser_calls: real ones per image, counted.
+    """
+
+    name: str
+    kind: Literal["full", "schedule", "fewer steps"]
+    n_steps: int
+    speedup: Ratio
+    latency: LatencySamples
+    samples: tuple[tuple[str, tuple[float, ...]], ...]
+    macs: float
+    macs_fraction: float
+    denoiser_calls: float
+
+    def values(self, metric: str) -> tuple[float, ...]:
+        """Return the numbers of ``metric``, one per image.
+
+        Raises:
+            UsageError: if it was not measured.
+        """
+        for name, values in self.samples:
+            if name == metric:
+                return values
+        raise UsageError(f"metric: found {metric!r}, expected one of {', '.join(name for name, _ in self.samples)}.")
+
+    def mean(self, metric: str) -> float:
+        """Return the mean of ``metric`` over images."""
+        return statistics.fmean(self.values(metric))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Variant:
+    """A way to run the pipeline: its state, and the steps it is asked for."""
+
+    name: str
+    kind: Literal["full", "schedule", "fewer steps"]
+    n_steps: int
+    macs: float
+    prepare: Callable[[], AbstractContextManager[object]]
+
+
+def evaluate_held_out(
+    pipe: Pipeline,
+    card: ModelCard,
+    schedules: Mapping[str, Schedule],
+    prompts: Sequence[str],
+    *,
+    mac_table: MacTable,
+    fewer_steps: Iterable[int] = (),
+    seeds: Sequence[int] = (0,),
+    device: torch.device | str = "cpu",
+    batch: int = 8,
+    repeats: int = 10,
+    warmup: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[HeldOutRow, ...]:
+    """Return one row for the plain run, one per schedule and one per plain run of fewer steps, in this order.
+
+    Args:
+        pipe: the pipeline, without a schedule applied.
+        card: how it is called.
+        schedules: by name.
+        prompts: held-out prompts.
+        mac_table: counts of one denoiser call.
+        fewer_steps: step numbers for the plain pipeline with its own scheduler.
+        seeds: of the noise; give seeds that no search has used.
+        device: where the pipeline is.
+        batch: images per call for quality; time is measured at batch 1.
+        repeats: timed rounds.
+        warmup: rounds that do not count.
+        on_progress: called with the units of work done and in all.
+
+    Raises:
+        UsageError: if there are no prompts or seeds, or a schedule is called like a plain run.
+    """
+    if not prompts or not seeds:
+        raise UsageError(
+            f"evaluate_held_out: found {len(prompts)} prompts and {len(seeds)} seeds, expected one of each at least."
+        )
+    workload = Workload.from_card(card)
+    variants = _variants(pipe, workload, schedules, fewer_steps, mac_table)
+    progress = _Progress(len(variants) * len(seeds) + warmup + repeats, on_progress)
+    samples, calls = _quality(pipe, workload, variants, tuple(prompts), seeds=seeds, batch=batch, progress=progress)
+    call = partial(call_once, pipe, workload, prompts[0])
+    runs = {v.name: TimedRun(call=partial(call, steps=v.n_steps), prepare=v.prepare) for v in variants}
+    latency = measure_latency(
+        runs, repeats=repeats, warmup=warmup, device=device, on_round=lambda _done: progress.advance()
+    )
+    return tuple(
+        HeldOutRow(
+            name=v.name,
+            kind=v.kind,
+            n_steps=v.n_steps,
+            speedup=paired_ratio(latency[FULL], latency[v.name]),
+            latency=latency[v.name],
+            samples=tuple(samples[v.name].items()),
+            macs=v.macs,
+            macs_fraction=v.macs / variants[0].macs,
+            denoiser_calls=calls[v.name],
+        )
+        for v in variants
+    )
+
+
+class _Progress:
+    """Counts units of work for whoever shows them."""
+
+    def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
+        self._done = 0
+        self._total = total
+        self._report = report
+
+    def advance(self) -> None:
+        self._done += 1
+        if self._report is not None:
+            self._report(self._done, self._total)
+
+
+def _variants(
+    pipe: Pipeline,
+    workload: Workload,
+    schedules: Mapping[str, Schedule],
+    fewer_steps: Iterable[int],
+    mac_table: MacTable,
+) -> tuple[_Variant, ...]:
+    lists = block_lists_of(pipe)
+
+    def macs(schedule: Schedule) -> float:
+        return schedule_macs(schedule, mac_table, lists, branches=workload.branches)
+
+    def plain(name: str, kind: Literal["full", "fewer steps"], steps: int) -> _Variant:
+        schedule = identity_schedule(pipe, steps, height=workload.height, width=workload.width)
+        return _Variant(name=name, kind=kind, n_steps=steps, macs=macs(schedule), prepare=nullcontext)
+
+    found = [plain(FULL, "full", workload.steps)]
+    found += [
+        _Variant(name=name, kind="schedule", n_steps=s.n_steps, macs=macs(s), prepare=partial(apply, pipe, s))
+        for name, s in schedules.items()
+    ]
+    found += [plain(f"{steps} steps", "fewer steps", steps) for steps in dict.fromkeys(fewer_steps)]
+    names = [v.name for v in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"schedules: found the name {twice[0]!r} twice, expected names of their own.")
+    return tuple(found)
+
+
+def _quality(
+    pipe: Pipeline,
+    workload: Workload,
+    variants: Sequence[_Variant],
+    prompts: tuple[str, ...],
+    *,
+    seeds: Sequence[int],
+    batch: int,
+    progress: _Progress,
+) -> tuple[dict[str, Samples], dict[str, float]]:
+    """Return each variant's numbers per image, and its denoiser calls per image."""
+    metrics = tuple(METRICS.values())
+    samples: dict[str, Samples] = {v.name: {metric.name: () for metric in metrics} for v in variants}
+    calls: dict[str, float] = {}
+    sentinel = capture_call(pipe, workload, prompts[0]).sentinel
+    for seed in seeds:
+        runs = PairedRuns(pipe, workload, prompts, seed=seed, batch=batch)
+        reference = Reference(runs)
+        reference.prepare(len(prompts))
+        for v in variants:
+            with v.prepare(), counting_calls(denoiser_of(pipe), sentinel) as count:
+                ranges = list(runs.batches(len(prompts)))
+                for start, stop in ranges:
+                    pictures = runs.run(start, stop, steps=v.n_steps)
+                    scores = score_pictures(metrics, pictures, reference.pictures(start, stop))
+                    samples[v.name] = {name: samples[v.name][name] + values for name, values in scores.items()}
+            calls[v.name] = count.value / len(ranges)
+            progress.advance()
+    return samples, calls

@@ -1,0 +1,23 @@
+"""When a run ends. This module does not know what is searched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Ended = Literal["finished", "trials", "minutes", "stalled"]
+"""Why a run ended: the searcher had no more to ask, a limit was met, or it only repeated itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Limits counted over resumed runs: ``trials`` schedules measured, ``minutes`` spent; ``None`` is no limit."""
+
+    trials: int | None = None
+    minutes: float | None = None
+
+    def met(self, *, trials: int, seconds: float) -> Ended | None:
+        """The limit that is met after so many trials and seconds, if one is."""
+        if self.trials is not None and trials >= self.trials:
+            return "trials"
+        return "minutes" if self.minutes is not None and seconds >= self.minutes * 60.0 else None
