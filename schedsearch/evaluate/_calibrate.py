@@ -23,8 +23,7 @@ from schedsearch.evaluate._insitu import Breakdown, measure_breakdown
 from schedsearch.evaluate._latency import TimedRun, device_name, measure_latency
 from schedsearch.evaluate._work import BlockLists
 from schedsearch.evaluate._workload import Pipeline, Prompt, Workload, pipeline_kwargs
-from schedsearch.runtime import apply, denoiser_of, identity_schedule
-from schedsearch.runtime._topology import block_lists_of
+from schedsearch.runtime import apply, block_lists_of, denoiser_of, identity_schedule
 from schedsearch.schedule import MODEL_ROW, Schedule
 
 GROUP = 4

@@ -76,6 +76,7 @@ class PipelineEvaluator:
         self._cost = cost
         self._cost_model = cost_model
         self._mac_table = mac_table
+        self._lists = cost_model.times.block_lists
         self._workload = Workload.from_card(card)
         self._drain = synchroniser(device)
         self._device = device_name(device)
@@ -156,11 +157,9 @@ class PipelineEvaluator:
         self, schedule: Schedule, samples: Samples, spent: _Spent
     ) -> tuple[tuple[float, ...], tuple[tuple[str, float], ...]]:
         """Return objective values and further metrics."""
-        branches = self._workload.branches
-        lists = self._cost_model.times.block_lists
         costs = {
             "latency_ms": self._cost_model.predict_ms(schedule),
-            "macs": schedule_macs(schedule, self._mac_table, lists, branches=branches),
+            "macs": schedule_macs(schedule, self._mac_table, self._lists, branches=self._workload.branches),
         }
         means = {name: sum(values) / len(values) for name, values in samples.items()}
         metrics = {

@@ -24,8 +24,7 @@ from schedsearch.evaluate._quality import METRICS, score_pictures
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._trace import capture_call, counting_calls
 from schedsearch.evaluate._workload import Pipeline, Workload
-from schedsearch.runtime import apply, denoiser_of, identity_schedule
-from schedsearch.runtime._topology import block_lists_of
+from schedsearch.runtime import apply, block_lists_of, denoiser_of, identity_schedule
 from schedsearch.schedule import Schedule
 
 FULL = "full"

@@ -10,7 +10,7 @@ one image. Products hidden inside ``einsum`` or a foreign attention kernel are n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -60,19 +60,16 @@ def count_macs(
     Raises:
         EvaluationError: if an attention module ran without an attention product being seen.
     """
-    names = [block.name for blocks in block_lists for block in blocks]
-    names += [f"{block.name}.{part}" for blocks in block_lists for block in blocks for part in block.components]
-    call = capture_call(pipe, workload, prompt)
-    return count_call(denoiser_of(pipe), call.kwargs, names)
+    return count_call(denoiser_of(pipe), capture_call(pipe, workload, prompt).kwargs, block_lists)
 
 
-def count_call(denoiser: nn.Module, kwargs: Mapping[str, Any], names: Iterable[str]) -> MacTable:
+def count_call(denoiser: nn.Module, kwargs: Mapping[str, Any], block_lists: BlockLists) -> MacTable:
     """Return the table of one call ``denoiser(**kwargs)``, divided by its batch; works on the ``meta`` device.
 
     Args:
         denoiser: the module to call.
         kwargs: its arguments; the first dimension of ``hidden_states`` is the batch.
-        names: dotted names of the modules to list.
+        block_lists: its blocks.
 
     Raises:
         EvaluationError: if an attention module ran without an attention product being seen.
@@ -87,8 +84,12 @@ def count_call(denoiser: nn.Module, kwargs: Mapping[str, Any], names: Iterable[s
         denoiser(**kwargs)
     counter.check_attention()
     batch = int(kwargs["hidden_states"].shape[0])
-    modules = tuple((name, counter.inside(name) // batch) for name in names)
-    return MacTable(total=counter.inside("") // batch, modules=modules)
+    blocks = [block for each in block_lists for block in each]
+    names = [name for block in blocks for name in (block.name, *(f"{block.name}.{part}" for part in block.components))]
+    return MacTable(
+        total=counter.inside("") // batch,
+        modules=tuple((name, counter.inside(name) // batch) for name in names),
+    )
 
 
 def schedule_macs(schedule: Schedule, table: MacTable, block_lists: BlockLists, *, branches: int = 1) -> float:

@@ -63,7 +63,7 @@ def capture_call(pipe: Pipeline, workload: Workload, prompt: Prompt) -> Denoiser
         for name, child in denoiser.named_children():
             hook = child.register_forward_pre_hook(lambda _m, _a, name=name: note_run(name))
             stack.callback(hook.remove)
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.no_grad())
         pipe(**pipeline_kwargs(workload, prompt, steps=1, output_type="latent"))
     once = [name for name, count in runs.items() if count == len(seen)]
     if not seen or not once:

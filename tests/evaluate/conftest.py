@@ -39,7 +39,7 @@ def short_card(mini_card):
 
 @pytest.fixture(scope="session")
 def lists(mini):
-    from schedsearch.runtime._topology import block_lists_of
+    from schedsearch.runtime import block_lists_of
 
     return block_lists_of(mini)
 

@@ -64,7 +64,7 @@ def test_it_is_an_evaluator(evaluator):
     assert evaluator.n_prompts == 5
 
 
-def test_the_identity_schedule_is_the_full_run(evaluator, plan, table):
+def test_the_identity_schedule_is_the_full_run(evaluator, plan, table, lists):
     evaluation = evaluator.evaluate(candidate(plan()), fidelity=5)
 
     assert evaluation.status == "ok"

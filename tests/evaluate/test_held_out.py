@@ -89,7 +89,7 @@ def test_no_prompts_are_no_result(mini, short_card, table):
 
 def test_the_overhead_benchmark_compares_equal_work(mini, short):
     schedules = bench_schedules(mini, short)
-    assert list(schedules) == ["2x model", "4x model", "8x model", "blocks"]
+    assert list(schedules) == ["plain", "2x model", "4x model", "8x model", "blocks"]
 
     one = {"blocks": schedules["blocks"]}
     (row,) = measure_overhead(mini, short, one, rounds=1, device="cpu")
