@@ -46,3 +46,17 @@ oldest: ## run the runtime and command line tests on the oldest supported diffus
 
 ci: ## everything CI does, in a fresh copy and a fresh environment
 	bash .ci/run
+
+readme-figures: ## search flux-mini at 4x, draw the README's pictures and rewrite its table
+	$(BIN)/schedsearch optimize --model flux-mini --budget 4x --out runs/flux-mini-4x --resume
+	rm -rf runs/pictures
+	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/full $(PROMPTS)
+	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/4x $(PROMPTS) \
+		--schedule runs/flux-mini-4x/flux-mini-4x.json
+	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/steps $(PROMPTS) --steps 5
+	$(BIN)/python -m schedsearch_reports.figures runs/flux-mini-4x --out docs/images --readme README.md \
+		--pictures "full=runs/pictures/full" "4x=runs/pictures/4x" "5 steps=runs/pictures/steps"
+
+PROMPTS := "red apple, blue background" "grinning face, white background" "dog face, green background" \
+	"red heart, white background" "crying cat, purple background" "key, red background" \
+	"hamburger, yellow background" "rainbow, black background"

@@ -153,6 +153,12 @@ def generate(
     budget: Annotated[
         str | None, typer.Option(metavar="B", help="Which schedule of a frontier folder: 4x, 800ms or 60%macs.")
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Steps of the plain pipeline; a schedule has its own.", min=1, show_default=False
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path("images"),
     device: Device = "cpu",
@@ -164,6 +170,8 @@ def generate(
             raise UsageError(f"PROMPT[{index}]: found an empty text, expected words. Leave it out.")
     if budget is not None and schedule is None:
         raise UsageError(f"--budget: found {budget!r} without --schedule, expected a frontier folder to choose from.")
+    if steps is not None and schedule is not None:
+        raise UsageError(f"--steps: found {steps} beside --schedule, which has its own steps. Leave one out.")
     from contextlib import nullcontext
 
     from schedsearch import runtime
@@ -175,7 +183,7 @@ def generate(
     out.mkdir(parents=True, exist_ok=True)
     applied: Any = nullcontext() if schedule is None else runtime.apply(pipe, schedule, budget=budget)
     with applied as handle:
-        steps = None if handle is None else handle.schedule.n_steps
+        steps = steps if handle is None else handle.schedule.n_steps
         for index, text in enumerate(prompt):
             # The noise belongs to (seed, index), so the same call with and without a schedule draws the same picture.
             noise = initial_latents(

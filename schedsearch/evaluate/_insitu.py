@@ -43,13 +43,14 @@ class _Marks:
     """Moments on the device's own time line."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._on_gpu = device.type == "cuda"
         self._marks: dict[str, list[Any]] = {}
 
     def mark(self, name: str) -> None:
         if self._on_gpu:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             self._marks.setdefault(name, []).append(event)
         else:
             self._marks.setdefault(name, []).append(time.perf_counter())

@@ -9,6 +9,7 @@ from schedsearch.runtime._topology import (
     denoiser_of,
     identity_schedule,
     model_ref,
+    tokens,
     topology_of,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "denoiser_of",
     "identity_schedule",
     "model_ref",
+    "tokens",
     "topology_of",
 ]

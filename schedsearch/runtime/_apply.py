@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -78,6 +78,7 @@ class Handle:
                     "remove() again."
                 )
             self._patches.pop()
+        self._state.forget()
         if getattr(self._denoiser, _MARK, None) is self:
             delattr(self._denoiser, _MARK)
         if self._pipe.scheduler is self._scheduler:
@@ -87,7 +88,7 @@ class Handle:
         """Returns in words what runs at which step, what is kept, and how much memory the caches hold now."""
         return describe(self.schedule, self.plan, n_bytes=self._state.n_bytes)
 
-    def __enter__(self) -> Handle:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -107,8 +108,9 @@ def _is_compiled(module: torch.nn.Module) -> bool:
 
 
 def _make_room_for_graphs(n_patterns: int) -> None:
-    """Lets ``torch.compile`` keep one more graph per step pattern (and branch allocation) than it does by default, since
-    with ``fullgraph=True`` it refuses to run at all beyond its limit.
+    """Lets ``torch.compile`` keep more graphs than by default: one per step pattern, and as many that allocate.
+
+    With ``fullgraph=True`` it refuses to run at all beyond its limit.
     """
     import torch.compiler.config  # here, because it pulls in the compiler, which plain runs never need
 
@@ -147,7 +149,7 @@ def apply(pipe: Any, source: Schedule | str | PathLike[str], *, budget: str | No
     denoiser = denoiser_of(pipe)
     if getattr(denoiser, _MARK, None) is not None:
         raise AlreadyAppliedError(
-            "pipe: its denoiser already carries a schedule, expected none. Call remove() on the handle of the first one."
+            "pipe: found a schedule on its denoiser already, expected none. Call remove() on the handle of that one."
         )
     _check_supported(schedule)
     _check_model(pipe, schedule)
@@ -155,21 +157,17 @@ def apply(pipe: Any, source: Schedule | str | PathLike[str], *, budget: str | No
 
 
 def _load(source: Schedule | str | PathLike[str], budget: str | None) -> Schedule:
-    if isinstance(source, Schedule):
-        folder = None
-    else:
-        folder = Path(source) if Path(source).is_dir() else None
-    if folder is not None:
+    if not isinstance(source, Schedule) and Path(source).is_dir():
         if budget is None:
             raise UsageError(
-                f"budget: found none, expected one such as '4x', because {folder} is a frontier folder with several "
+                f"budget: found none, expected one such as '4x', because {source} is a frontier folder with several "
                 "schedules. Name a budget, or pass one schedule file."
             )
-        return read_frontier(folder).load(budget)
+        return read_frontier(source).load(budget)
     if budget is not None:
         raise UsageError(
-            f"budget: found {budget!r}, expected none, because a single schedule was given. A budget picks one schedule "
-            "of a frontier folder; leave it out."
+            f"budget: found {budget!r}, expected none, because a single schedule was given. A budget picks one "
+            "schedule of a frontier folder; leave it out."
         )
     return source if isinstance(source, Schedule) else read_schedule(Path(source))
 
@@ -194,8 +192,8 @@ def _check_model(pipe: Any, schedule: Schedule) -> None:
         if found != expected:
             raise ModelMismatchError(
                 f"model.{field}: found a {type(denoiser_of(pipe)).__name__} with {field} {found[:12]}, expected "
-                f"{expected[:12]}, for which this schedule was searched. Load that model, or search a schedule for this one "
-                "with `schedsearch optimize`."
+                f"{expected[:12]}, for which this schedule was searched. Load that model, or search one for this "
+                "model with `schedsearch optimize`."
             )
     known = {b.name for blocks in block_lists_of(pipe) for b in blocks} | {
         f"{b.name}.{c}" for blocks in block_lists_of(pipe) for b in blocks for c in b.components

@@ -34,11 +34,11 @@ class Cache:
                 highest difference that exists after this call.
         """
         if not self._fits(values):
-            self.levels = [[torch.empty_like(v) for _ in range(self.order + 1)] for v in values]
+            self.levels = [[_buffer(v, level) for level in range(self.order + 1)] for v in values]
         for differences, value in zip(self.levels, values, strict=True):
             carry = value
             for level, scale in enumerate(scales):
-                following = (carry - differences[level]) * scale
+                following = (carry.to(differences[level + 1].dtype) - differences[level]) * scale
                 differences[level].copy_(carry)
                 carry = following
             differences[len(scales)].copy_(carry)
@@ -63,12 +63,18 @@ class Cache:
     def _fits(self, values: Sequence[Tensor]) -> bool:
         if len(self.levels) != len(values):
             return False
-        held = [stream[0] for stream in self.levels]
-        return all(h.shape == v.shape and h.dtype == v.dtype and h.device == v.device for h, v in zip(held, values))
+        pairs = zip((stream[0] for stream in self.levels), values, strict=True)
+        return all(h.shape == v.shape and h.dtype == v.dtype and h.device == v.device for h, v in pairs)
+
+
+def _buffer(value: Tensor, level: int) -> Tensor:
+    """Returns a buffer for a divided difference; those of float16 values go beyond its range, so they are float32."""
+    wide = level > 0 and value.dtype == torch.float16
+    return torch.empty_like(value, dtype=torch.float32 if wide else value.dtype)
 
 
 def _evaluate(differences: Sequence[Tensor], weights: Scalars) -> Tensor:
     value = differences[0]
-    for difference, weight in zip(differences[1:], weights):
-        value = torch.addcmul(value, difference, weight)
-    return value
+    for difference, weight in zip(differences[1:], weights, strict=False):
+        value = torch.addcmul(value.to(difference.dtype), difference, weight)
+    return value.to(differences[0].dtype)

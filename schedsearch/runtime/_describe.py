@@ -12,11 +12,11 @@ def describe(schedule: Schedule, plan: Plan, *, n_bytes: int) -> str:
     """Returns a few lines: identity, denoiser calls, one line per cached place, patterns and memory."""
     model = next((site for site in plan.sites if site.kind == "model"), None)
     calls = plan.n_steps if model is None else sum(a in RUNS for a in model.actions)
+    ref, sigma = schedule.model, schedule.sigma
     lines = [
         f"schedule {schedule.id}",
-        f"{schedule.model.pipeline}, searched at {schedule.model.width}x{schedule.model.height}, "
-        f"batch {schedule.model.batch}",
-        f"{plan.n_steps} steps from sigma {schedule.sigma[0]:.4g} to {schedule.sigma[-1]:.4g}, {calls} run the denoiser",
+        f"{ref.pipeline}, searched at {ref.width}x{ref.height}, batch {ref.batch}",
+        f"{plan.n_steps} steps from sigma {sigma[0]:.4g} to {sigma[-1]:.4g}, {calls} run the denoiser",
     ]
     for site in plan.sites:
         name = "the whole denoiser" if site.kind == "model" else _span(site.modules)
@@ -32,5 +32,3 @@ def _span(modules: tuple[str, ...]) -> str:
     if len(modules) == 1:
         return modules[0]
     return f"{modules[0]} .. {modules[-1]} ({len(modules)} blocks, one cache)"
-
-

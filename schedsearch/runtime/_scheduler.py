@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor
 
 from schedsearch.errors import ScheduleMismatchWarning, UnsupportedFeatureError
+from schedsearch.runtime._topology import require_flow_euler
 from schedsearch.schedule import Schedule, Solver
 
 SUPPORTED_SOLVERS = (Solver(),)
@@ -34,6 +35,9 @@ class ScheduleScheduler(FlowMatchEulerDiscreteScheduler):
     _expected_tokens: int
     _device: torch.device
     _deltas: tuple[Tensor, ...]
+    _begin_index: int | None
+    _step_index: int | None
+    config: Any
 
     @classmethod
     def install(
@@ -55,7 +59,8 @@ class ScheduleScheduler(FlowMatchEulerDiscreteScheduler):
             expected_tokens: image tokens at the schedule's own resolution; another number is warned about once.
 
         Raises:
-            UnsupportedFeatureError: a solver record or a stochastic configuration this release cannot replay.
+            UnsupportedFeatureError: a solver record this release cannot replay, or a scheduler that is not of
+                the family.
         """
         for i, solver in enumerate(schedule.solver):
             if solver not in SUPPORTED_SOLVERS:
@@ -64,12 +69,8 @@ class ScheduleScheduler(FlowMatchEulerDiscreteScheduler):
                     f"{solver.corrector}), expected one of: euler of order 1 (velocity, corrector none). "
                     "Replay the file with a release that has this solver."
                 )
-        if original.config.get("stochastic_sampling", False):
-            raise UnsupportedFeatureError(
-                "scheduler.config.stochastic_sampling: found True, expected False. A schedule describes a deterministic "
-                "run; load the pipeline with a deterministic scheduler."
-            )
-        scheduler = cls.from_config(original.config)
+        require_flow_euler(original)
+        scheduler = cast("ScheduleScheduler", cls.from_config(original.config))
         scheduler._schedule = schedule
         scheduler._begin_run = begin_run
         scheduler._move_to = move_to
@@ -78,11 +79,11 @@ class ScheduleScheduler(FlowMatchEulerDiscreteScheduler):
 
     def set_timesteps(
         self,
-        num_inference_steps: int | None = None,
+        num_inference_steps: int | None = None,  # noqa: ARG002 - the name pipelines pass it by
         device: str | torch.device | None = None,
-        sigmas: object = None,
-        mu: float | None = None,
-        timesteps: object = None,
+        sigmas: object = None,  # noqa: ARG002
+        mu: float | None = None,  # noqa: ARG002
+        timesteps: object = None,  # noqa: ARG002
     ) -> None:
         """Starts a run on the schedule's own sigmas; what the pipeline asks for instead is not used, because a
         schedule is a complete plan. Sigmas are post-shift, so ``mu`` and the configured shift do not apply.
@@ -104,10 +105,10 @@ class ScheduleScheduler(FlowMatchEulerDiscreteScheduler):
         if begin_index:
             self._begin_run(begin_index, self._device)
 
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: Tensor,
-        timestep: float | Tensor,
+        timestep: float | Tensor,  # noqa: ARG002 - the step is counted, never looked up
         sample: Tensor,
         *_: object,
         return_dict: bool = True,
@@ -121,14 +122,17 @@ class ScheduleScheduler(FlowMatchEulerDiscreteScheduler):
         previous = (sample.to(torch.float32) + self._deltas[index] * model_output).to(model_output.dtype)
         self._step_index = index + 1
         self._move_to(index + 1)
-        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+        if not return_dict:
+            return (previous,)
+        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=cast("torch.FloatTensor", previous))
 
     def _check_size(self, sample: Tensor) -> None:
         if sample.ndim == 3 and sample.shape[1] != self._expected_tokens:
             ref = self._schedule.model
             warnings.warn(
-                f"the schedule was searched at {ref.width}x{ref.height} ({self._expected_tokens} image tokens) and runs "
-                f"on {sample.shape[1]} image tokens: it stays correct, but quality and speed were not measured here.",
+                f"the schedule was searched at {ref.width}x{ref.height} ({self._expected_tokens} image tokens) and "
+                f"runs on {sample.shape[1]} image tokens: it stays correct, but quality and speed were not measured "
+                "here.",
                 ScheduleMismatchWarning,
                 stacklevel=2,
             )

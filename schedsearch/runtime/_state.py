@@ -31,9 +31,9 @@ class SiteState:
     def __init__(self, order: int) -> None:
         self.cache = Cache(order)
         self.is_tuple = True
-        self.entered: list[Tensor] | None = None
-        self.left: list[Tensor] | None = None
-        self.gathered: list[Tensor] | None = None
+        self.entered: list[Tensor] = []
+        self.left: list[Tensor] = []
+        self.gathered: list[Tensor] = []
 
 
 class Branch:
@@ -48,22 +48,22 @@ class RunState:
     """The live state of one applied schedule.
 
     Attributes:
+        idle: the program outside of a run: every site computes and keeps nothing.
         now: the program of the coming denoiser calls.
         branch: the branch of the coming denoiser call; ``None`` when the step made more calls than `BRANCHES`.
         active: the branch of the denoiser call in progress.
     """
 
     def __init__(self, sites: tuple[Site, ...]) -> None:
-        self._idle = StepProgram(tuple(IDLE for _ in sites), tuple(() for _ in sites))
+        self.idle = StepProgram(tuple(IDLE for _ in sites), tuple(() for _ in sites))
         orders = tuple(site.order for site in sites)
-        first: Branch | None = None
-        for _ in range(BRANCHES):
+        first = Branch(orders, None)
+        for _ in range(BRANCHES - 1):
             first = Branch(orders, first)
-        assert first is not None
-        self._first: Branch = first
+        self._first = first
         self._programs: tuple[StepProgram, ...] = ()
         self._made: dict[tuple[int, torch.device], tuple[StepProgram, ...]] = {}
-        self.now = self._idle
+        self.now = self.idle
         self.branch: Branch | None = first
         self.active: Branch = first
 
@@ -81,7 +81,7 @@ class RunState:
 
     def move_to(self, step: int) -> None:
         """Makes ``step`` the coming one; past the last step every site computes and keeps nothing."""
-        self.now = self._programs[step] if step < len(self._programs) else self._idle
+        self.now = self._programs[step] if step < len(self._programs) else self.idle
         self.branch = self._first
 
     @property
@@ -93,6 +93,13 @@ class RunState:
             found.append(branch)
             branch = branch.following
         return found
+
+    def forget(self) -> None:
+        """Ends the run and frees all caches."""
+        self.now = self.idle
+        for branch in self.branches:
+            for site in branch.sites:
+                site.cache.forget()
 
     @property
     def n_bytes(self) -> int:

@@ -134,7 +134,12 @@ def adapters_of(pipe: object) -> tuple[str, ...]:
 def model_ref(pipe: object, *, height: int, width: int, batch: int = 1) -> ModelRef:
     """Returns the identity of ``pipe``'s denoiser, at this size in pixels and images per call."""
     denoiser = denoiser_of(pipe)
-    config = {k: v for k, v in cast("Mapping[str, Any]", denoiser.config).items() if not k.startswith("_")}
+    # Not how its weights are stored: quantised weights are still the same denoiser.
+    config = {
+        k: v
+        for k, v in cast("Mapping[str, Any]", denoiser.config).items()
+        if not k.startswith("_") and k != "quantization_config"
+    }
     blocks = [[b.name, type(denoiser.get_submodule(b.name)).__name__, list(b.components)] for b in blocks_of(pipe)]
     return ModelRef(
         pipeline=type(pipe).__name__,
@@ -161,7 +166,11 @@ def default_sigmas(pipe: object, n_steps: int, *, height: int, width: int) -> tu
     """Returns the `(n_steps + 1,)` post-shift noise levels ``pipe`` itself uses for this many steps and this size.
 
     The values are float32 numbers, so a schedule holding them replays the plain pipeline bit for bit.
+
+    Raises:
+        UnsupportedFeatureError: the pipeline has another kind of scheduler than its family's own.
     """
+    require_flow_euler(cast("Any", pipe).scheduler)
     config = cast("Any", pipe).scheduler.config
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
@@ -169,6 +178,24 @@ def default_sigmas(pipe: object, n_steps: int, *, height: int, width: int) -> tu
     mu = config.get("base_shift", 0.5) + slope * (tokens(pipe, height=height, width=width) - low)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / n_steps, n_steps), mu=mu)
     return tuple(float(s) for s in scheduler.sigmas)
+
+
+def require_flow_euler(scheduler: object) -> None:
+    """Refuses a scheduler whose plain run a schedule could not be compared with.
+
+    Raises:
+        UnsupportedFeatureError: it is no deterministic `FlowMatchEulerDiscreteScheduler`.
+    """
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise UnsupportedFeatureError(
+            f"pipe.scheduler: found a {type(scheduler).__name__}, expected a FlowMatchEulerDiscreteScheduler, which "
+            "FLUX models come with. A schedule brings its own solver; load the pipeline with its own scheduler."
+        )
+    if cast("Any", scheduler).config.get("stochastic_sampling", False):
+        raise UnsupportedFeatureError(
+            "pipe.scheduler.config.stochastic_sampling: found True, expected False. A schedule describes a "
+            "deterministic run; load the pipeline with a deterministic scheduler."
+        )
 
 
 def identity_schedule(pipe: object, n_steps: int, *, height: int, width: int, batch: int = 1) -> Schedule:

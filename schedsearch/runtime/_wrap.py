@@ -15,28 +15,46 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from schedsearch.runtime._plan import KEEP, RUNS, IDLE, Site
-from schedsearch.runtime._state import RunState, SiteState
+from schedsearch.errors import ApplyError
+from schedsearch.runtime._plan import IDLE, KEEP, RUNS, Site
+from schedsearch.runtime._state import BRANCHES, RunState, SiteState
 from schedsearch.schedule import SKIP
 
 Forward = Callable[..., Any]
 
 
+OFFLOADED = "_old_forward"
+"""Where accelerate's offloading keeps a module's own forward while its hook stands in ``forward``."""
+
+
+def own_forward(module: nn.Module) -> Forward:
+    """Returns the module's forward underneath an offloading hook, if there is one."""
+    found: Forward = getattr(module, OFFLOADED, module.forward)
+    return found
+
+
 class Patch:
-    """One replaced ``forward``; `undo` puts back exactly what stood on the instance before."""
+    """One replaced ``forward``; `undo` puts back exactly what stood on the instance before.
+
+    Offloading hooks come and go with every pipeline call, and put back what they found in ``_old_forward``. So the
+    replacement goes underneath them, and travels with them.
+    """
 
     def __init__(self, module: nn.Module, forward: Forward) -> None:
         self._module = module
-        self._had_own = "forward" in module.__dict__
-        self._original = module.forward
-        self._forward = functools.wraps(module.forward)(forward)
-        module.forward = self._forward
+        self._original = own_forward(module)
+        slot = OFFLOADED if OFFLOADED in module.__dict__ else "forward"
+        self._had_own = slot == "forward" and slot in module.__dict__
+        self._forward = functools.wraps(self._original)(forward)
+        setattr(module, slot, self._forward)
 
     def undo(self) -> bool:
-        """Restores the module; returns whether our wrapper was still the outermost one."""
-        if self._module.__dict__.get("forward") is not self._forward:
+        """Restores the module; returns whether our wrapper was still where it can be taken out."""
+        if self._module.__dict__.get(OFFLOADED) is self._forward:
+            setattr(self._module, OFFLOADED, self._original)
+        elif self._module.__dict__.get("forward") is not self._forward:
             return False
-        if self._had_own:
+        elif self._had_own:
             self._module.forward = self._original
         else:
             del self._module.__dict__["forward"]
@@ -56,12 +74,17 @@ def model_forward(module: nn.Module, state: RunState, index: int | None) -> Forw
         state: the run.
         index: number of the ``model`` site, ``None`` if only blocks have rows.
     """
-    original = module.forward
+    original = own_forward(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        if state.now is state.idle:  # nobody walks the schedule: another scheduler, or a call outside a pipeline
+            return original(*args, **kwargs)
         branch = state.branch
         if branch is None:
-            raise RuntimeError("more denoiser calls in one step than a schedule keeps branches for")
+            raise ApplyError(
+                f"pipe: found more than {BRANCHES} denoiser calls in one step, expected one per guidance pass. Take "
+                "the schedule off with remove() for this kind of guidance."
+            )
         state.active = branch
         state.branch = branch.following
         if index is None:
@@ -81,7 +104,7 @@ def model_forward(module: nn.Module, state: RunState, index: int | None) -> Forw
 
 def component_forward(module: nn.Module, state: RunState, index: int) -> Forward:
     """Returns a component's forward: its raw output (before any gate) is computed, predicted or zero."""
-    original = module.forward
+    original = own_forward(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         action, numbers = state.now.actions[index], state.now.numbers[index]
@@ -104,8 +127,9 @@ def _zeros(
     module: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
 ) -> Any:
     """What a component returns when it is skipped: nothing is added to either stream."""
-    if isinstance(module, nn.Linear):
-        return hidden_states.new_zeros((*hidden_states.shape[:-1], module.out_features))
+    width = getattr(module, "out_features", None)  # a linear layer, adapters around it included
+    if isinstance(width, int):
+        return hidden_states.new_zeros((*hidden_states.shape[:-1], width))
     if encoder_hidden_states is None:
         return torch.zeros_like(hidden_states)
     return torch.zeros_like(hidden_states), torch.zeros_like(encoder_hidden_states)
@@ -129,7 +153,7 @@ def segment_forwards(
 def _block_forward(
     module: nn.Module, streams: tuple[str, ...], state: RunState, index: int, *, first: bool, last: bool
 ) -> Forward:
-    original = module.forward
+    original = own_forward(module)
     names = list(inspect.signature(original).parameters)
     places = [(name, names.index(name)) for name in streams]
 
@@ -159,8 +183,8 @@ def enter(site: SiteState, streams: list[Tensor], *, first: bool) -> None:
     streams since the previous block returned them.
     """
     if first:
-        site.entered, site.gathered = streams, None
-    elif site.left is not None and any(a is not b for a, b in zip(streams, site.left)):
+        site.entered, site.gathered = streams, []
+    elif any(a is not b for a, b in zip(streams, site.left, strict=True)):
         site.gathered = _residual(site)
         site.entered = streams
 
@@ -170,16 +194,17 @@ def leave(site: SiteState, streams: Sequence[Tensor], numbers: tuple[Tensor, ...
     site.left = list(streams)
     if last:
         site.cache.keep(_residual(site), numbers)
-        site.entered = site.left = site.gathered = None
+        site.entered, site.left, site.gathered = [], [], []
 
 
 def _residual(site: SiteState) -> list[Tensor]:
-    assert site.entered is not None and site.left is not None
-    own = [out - into for out, into in zip(site.left, site.entered)]
-    return own if site.gathered is None else [g + o for g, o in zip(site.gathered, own)]
+    own = [out - into for out, into in zip(site.left, site.entered, strict=True)]
+    return [g + o for g, o in zip(site.gathered, own, strict=True)] if site.gathered else own
 
 
-def wrap(denoiser: nn.Module, sites: Sequence[Site], streams: dict[str, tuple[str, ...]], state: RunState) -> list[Patch]:
+def wrap(
+    denoiser: nn.Module, sites: Sequence[Site], streams: dict[str, tuple[str, ...]], state: RunState
+) -> list[Patch]:
     """Wraps everything the sites name; a schedule without sites leaves the denoiser as it is.
 
     Args:

@@ -4,6 +4,7 @@ from schedsearch.schedule._budget import Budget, parse_budget
 from schedsearch.schedule._canonical import canonical_bytes
 from schedsearch.schedule._codec import ScheduleVersionWarning, dumps, loads, read_schedule, write_schedule
 from schedsearch.schedule._ecad_cost import FLUX_DEV, FluxStructure, ecad_macs
+from schedsearch.schedule._files import write_atomically
 from schedsearch.schedule._frontier import FrontierEntry, FrontierIndex, read_frontier, write_frontier
 from schedsearch.schedule._interchange import from_ecad, from_smoothcache, to_ecad, to_smoothcache
 from schedsearch.schedule._model import Schedule
@@ -63,6 +64,7 @@ __all__ = [
     "read_schedule",
     "to_ecad",
     "to_smoothcache",
+    "write_atomically",
     "write_frontier",
     "write_schedule",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import stat
@@ -59,6 +60,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         ScheduleError: if it cannot be written; the old file is then untouched and nothing is left behind.
     """
     target = Path(path)
+    for left in target.parent.glob(f".{glob.escape(target.name[:100])}.????????????.tmp"):
+        left.unlink(missing_ok=True)  # of a writer that was killed
     draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         with draft.open("xb") as file:

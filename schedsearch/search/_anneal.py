@@ -51,6 +51,7 @@ class AnnealConfig:
         relative: temperatures are multiples of the energy at the start of the chain.
         op_moves: share of the moves that change symbols instead of places, where there is more than one symbol.
         objective: name of the objective to improve; empty is the first.
+        restarts: how often the whole ladder is annealed; each time from the best mask known for the budget.
     """
 
     budgets: tuple[int, ...] = ()
@@ -64,6 +65,7 @@ class AnnealConfig:
     relative: bool = True
     op_moves: float = 0.3
     objective: str = ""
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         for name in ("iterations", "hill_climb_rounds", "ladder_share", "op_moves"):
@@ -160,9 +162,12 @@ class Anneal:
         }
         yield from self._measure([row for rows in seeds.values() for row in rows])
         done: dict[int, str] = {}
-        for place, budget in enumerate(self._budgets):
+        ladder = list(enumerate(self._budgets))
+        for place, budget in ladder * self._config.restarts:
             starts = list(seeds[budget])
-            if done:
+            if budget in done:
+                starts.append(done[budget])
+            elif done:
                 nearest = min(done, key=lambda other: (abs(other - budget), other))
                 starts.append(self.adapted(done[nearest], budget))
                 yield from self._measure(starts[-1:])

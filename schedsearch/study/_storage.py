@@ -7,6 +7,7 @@ while one writes. This module does not know what is stored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,16 +43,23 @@ def open_storage(url: str) -> BaseStorage:
         except Exception as error:
             # drivers raise what they like: a missing driver, a refused connection, a file that is no database
             raise StudyError(
-                f"storage {url}: found {type(error).__name__} ({_first_line(error)}), expected a storage that "
-                "opens, such as sqlite:///study.db. Correct the URL, or install its driver."
+                f"storage {shown_url(url)}: found {type(error).__name__} ({_first_line(error)}), expected a storage "
+                "that opens, such as sqlite:///study.db. Correct the URL, or install its driver."
             ) from error
+
+
+def sqlite_url(path: Path) -> str:
+    """The storage URL of an SQLite file, whatever characters its path has."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 def _open_sqlite(url: str) -> BaseStorage:
     import optuna
-    from sqlalchemy import event
+    from sqlalchemy import event, make_url
 
-    path = url.removeprefix("sqlite:///").split("?")[0]
+    path = make_url(url).database
     if path and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
@@ -68,6 +76,11 @@ def _tune(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
+
+
+def shown_url(url: str) -> str:
+    """``url`` without its password."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
 
 
 def close_storage(storage: BaseStorage) -> None:

@@ -18,7 +18,7 @@ from schedsearch.errors import StudyError, StudyMismatchError
 from schedsearch.study._codec import evaluation_of, trial_of
 from schedsearch.study._frontier import Frontier
 from schedsearch.study._records import Evaluation, Objective
-from schedsearch.study._storage import close_storage, open_storage, quiet
+from schedsearch.study._storage import close_storage, open_storage, quiet, shown_url, sqlite_url
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -101,9 +101,10 @@ class Study:
             backend.set_study_user_attr(study_id, _SETTINGS, header)
         else:
             if not resume:
+                records = len(backend.get_all_trials(study_id, deepcopy=False))
                 raise StudyError(
-                    f"study {name!r} in {url}: found {len(backend.get_all_trials(study_id, deepcopy=False))} records, "
-                    "expected no such study yet. Pass --resume to go on with it, or another --out to start a new one."
+                    f"study {name!r} in {shown_url(url)}: found {records} records, expected no such study yet. Pass "
+                    "--resume to go on with it, or another --out to start a new one."
                 )
             _require_same(name, url, found, header)
         return cls(backend, study_id, name, header, url)
@@ -121,7 +122,9 @@ class Study:
             name = next(iter(ours))
         if name not in ours:
             known = ", ".join(sorted(ours)) or "none"
-            raise StudyError(f"storage {url}: found the studies {known}, expected {name or 'exactly one'!r}.")
+            raise StudyError(
+                f"storage {shown_url(url)}: found the studies {known}, expected {name or 'exactly one'!r}."
+            )
         return cls(backend, ours[name]._study_id, name, ours[name].user_attrs[_SETTINGS], url)
 
     # ---- records
@@ -215,7 +218,7 @@ class Notes(Mapping[str, JSON]):
 def _backend(storage: str | Path | BaseStorage) -> tuple[BaseStorage, str]:
     """The storage itself, and how messages name it."""
     if isinstance(storage, Path):
-        storage = f"sqlite:///{storage}"
+        storage = sqlite_url(storage)
     if isinstance(storage, str):
         return open_storage(storage), storage
     return storage, type(storage).__name__
@@ -232,7 +235,7 @@ def _require_same(name: str, url: str, found: Mapping[str, Any], wanted: Mapping
     ]
     if differing:
         raise StudyMismatchError(
-            f"study {name!r} in {url}: found other settings than this run's: {'; '.join(differing)}. "
+            f"study {name!r} in {shown_url(url)}: found other settings than this run's: {'; '.join(differing)}. "
             "Resume with the settings it was started with, or pass another --out to start a new study."
         )
 

@@ -109,7 +109,9 @@ def embeddings(pipe: FluxPipeline, batch: int, seed: int) -> dict[str, torch.Ten
 def run() -> Run:
     """Returns a function that runs a pipeline and gives its images as a tensor."""
 
-    def call(pipe: Any, *, batch: int = 1, cfg: bool = False, steps: int = 8, size: int = 0, **kwargs: Any) -> torch.Tensor:
+    def call(
+        pipe: Any, *, batch: int = 1, cfg: bool = False, steps: int = 8, size: int = 0, **kwargs: Any
+    ) -> torch.Tensor:
         size = size or 16 * pipe.vae_scale_factor  # 64 image tokens
         negative = {f"negative_{k}": v for k, v in embeddings(pipe, batch, 9).items()} if cfg else {}
         return pipe(

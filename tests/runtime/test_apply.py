@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_remove_twice_is_fine_and_leaves_a_new_scheduler_alone(mini: Any) -> Non
 def test_remove_underneath_a_later_wrapper_is_refused(mini: Any) -> None:
     handle = apply(mini, schedule_for(mini))
     ours = mini.transformer.forward
-    mini.transformer.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+    mini.transformer.forward = functools.partial(ours)
     with pytest.raises(ApplyError, match="wrapped again after the schedule was applied"):
         handle.remove()
     mini.transformer.forward = ours
@@ -99,7 +100,7 @@ def test_remove_underneath_a_later_wrapper_is_refused(mini: Any) -> None:
 
 def test_a_wrapper_that_was_there_before_is_put_back(mini: Any) -> None:
     original = mini.transformer.forward
-    earlier = lambda *args, **kwargs: original(*args, **kwargs)  # noqa: E731
+    earlier = functools.partial(original)
     mini.transformer.forward = earlier
     try:
         apply(mini, schedule_for(mini)).remove()
@@ -114,7 +115,9 @@ def test_an_exception_inside_with_still_removes(mini: Any) -> None:
 
 
 def test_another_model_is_refused_by_name(mini: Any, deep: Any) -> None:
-    with pytest.raises(ModelMismatchError, match=r"model\.config: found a FluxTransformer2DModel with config [0-9a-f]{12}"):
+    with pytest.raises(
+        ModelMismatchError, match=r"model\.config: found a FluxTransformer2DModel with config [0-9a-f]{12}"
+    ):
         apply(deep, schedule_for(mini))
 
 

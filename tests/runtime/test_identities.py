@@ -25,7 +25,7 @@ def schedule_for(pipe: Any, **rows: str) -> Schedule:
 def count_calls(pipe: Any) -> dict[str, int]:
     """Counts, from now on, how often each block's own code runs."""
     calls = {b.name: 0 for b in blocks_of(pipe)}
-    for name in calls:
+    for name in list(calls):
         norm = "norm1" if name.startswith("transformer") else "norm"
         module = pipe.transformer.get_submodule(f"{name}.{norm}")
         module.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
@@ -125,7 +125,7 @@ def test_images_do_not_depend_on_the_batch_they_are_in(mini: Any) -> None:
 
 
 def test_branches_keep_their_own_values(mini: Any, run: Any) -> None:
-    """With guidance off in effect (scale 1 + tiny), a shared cache would hand the unconditional pass the wrong image."""
+    """A shared cache would hand the unconditional pass the conditional output: the image by hand tells."""
     rows = schedule_for(mini, model="CRRRRR")
     with apply(mini, rows):
         cfg = run(mini, cfg=True, steps=STEPS)

@@ -19,7 +19,9 @@ BLOCKS = (
 )
 
 
-def schedule(n_steps: int, pruned: tuple[str, ...] = (), sigma: tuple[float, ...] | None = None, **rows: str) -> Schedule:
+def schedule(
+    n_steps: int, pruned: tuple[str, ...] = (), sigma: tuple[float, ...] | None = None, **rows: str
+) -> Schedule:
     return Schedule(
         sigma=sigma or tuple(1 - i / n_steps for i in range(n_steps + 1)),
         solver=(Solver(),) * n_steps,
@@ -99,7 +101,7 @@ def test_a_forecast_of_order_m_is_exact_for_polynomials_of_degree_m(
             numbers = tuple(torch.tensor(x) for x in site.numbers[i])
             if action == "K":
                 cache.keep((value.double(),), tuple(n.double() for n in numbers))
-            elif action.isdigit() and int(action) >= degree or action == "R" and degree == 0:
+            elif (action.isdigit() and int(action) >= degree) or (action == "R" and degree == 0):
                 (forecast,) = cache.predict(tuple(n.double() for n in numbers))
                 assert forecast.item() == pytest.approx(value.item(), abs=1e-5)
 

@@ -5,7 +5,7 @@ Knows nothing of searching; `optimize.py` says what to show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -46,11 +46,13 @@ class Display:
         """Prints one line that stays."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def table(self, title: str, header: list[str], rows: list[list[str]], emphasis: int | None = None) -> None:
+    def table(
+        self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], emphasis: int | None = None
+    ) -> None:
         """Prints a table; the row numbered ``emphasis`` is set in bold."""
         table = Table(title=title, title_justify="left")
         for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+            table.add_column(name, justify="left" if i == 0 else "right")
         for i, row in enumerate(rows):
             table.add_row(*row, style="bold" if i == emphasis else None)
         self.console.print(table)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from schedsearch import __version__
-from schedsearch.schedule import Budget, Measurement, Schedule, write_frontier, write_schedule
+from schedsearch.schedule import Budget, Measurement, Schedule, write_atomically, write_frontier, write_schedule
 
 QUALITY = ("psnr", "ssim", "latent_error")
 """Quality metrics in the table, in this order."""
@@ -57,34 +55,45 @@ class Result:
 
     @property
     def stamped(self) -> Schedule:
-        """The schedule with its measurements."""
-        assert self.schedule is not None
+        """The schedule with its measurements.
+
+        Raises:
+            ValueError: a plain run has no schedule.
+        """
+        if self.schedule is None:
+            raise ValueError(f"{self.name} is a plain run, without a schedule")
         return replace(self.schedule, measured=self.measured)
 
 
-HEADER = ["run", "kind", "steps", "denoiser calls", "speedup", "low", "high", "latency ms", "macs %", "PSNR dB", "SSIM",
-          "latent error"]  # fmt: skip
+HEADER = ("run", "kind", "steps", "denoiser calls", "speedup", "low", "high", "latency ms", "macs %", "PSNR dB",
+          "SSIM", "latent error")  # fmt: skip
+
+SHOWN = ("run", "denoiser calls", "speedup", "latency ms", "macs %", "PSNR dB", "SSIM", "latent error")
+"""Columns that fit a terminal; the file has all."""
 
 
-def rows(results: Sequence[Result]) -> list[list[str]]:
-    """Returns the results as text, one list per row, in the order of `HEADER`."""
-    return [
-        [
-            r.name,
-            r.kind,
-            str(r.steps),
-            f"{r.denoiser_calls:g}",
-            f"{r.value('speedup'):.2f}",
-            f"{r.measurement('speedup').low:.2f}",
-            f"{r.measurement('speedup').high:.2f}",
-            f"{r.value('latency_ms'):.1f}",
-            f"{100 * r.value('macs_fraction'):.1f}",
-            f"{r.value('psnr'):.2f}",
-            f"{r.value('ssim'):.4f}",
-            f"{r.value('latent_error'):.4f}",
-        ]
-        for r in results
-    ]
+def rows(results: Sequence[Result], columns: Sequence[str] = HEADER) -> list[list[str]]:
+    """Returns the results as text, one list per row, with the named columns of `HEADER`."""
+    return [[cells[column] for column in columns] for cells in map(_cells, results)]
+
+
+def _cells(result: Result) -> dict[str, str]:
+    speedup = result.measurement("speedup")
+    cells = (
+        result.name,
+        result.kind,
+        str(result.steps),
+        f"{result.denoiser_calls:g}",
+        f"{speedup.value:.2f}",
+        f"{speedup.low:.2f}",
+        f"{speedup.high:.2f}",
+        f"{result.value('latency_ms'):.1f}",
+        f"{100 * result.value('macs_fraction'):.1f}",
+        f"{result.value('psnr'):.2f}",
+        f"{result.value('ssim'):.4f}",
+        f"{result.value('latent_error'):.4f}",
+    )
+    return dict(zip(HEADER, cells, strict=True))
 
 
 def write_table(path: Path, results: Sequence[Result]) -> None:
@@ -96,22 +105,7 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
         first = result.measurement("psnr")
         origin = [first.prompts, first.device, first.dtype, str(first.batch), first.created_by]
         writer.writerow([*row, "" if result.schedule is None else result.schedule.id, *origin])
-    write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    write_atomically(path, text.getvalue().encode())
 
 
 def write_results(out: Path, name: str, results: Sequence[Result], chosen: Result | None, *, metric: str) -> list[Path]:

@@ -1,0 +1,217 @@
+"""The loaded model, what was asked for, and what was measured once on this device: what every stage works with.
+
+Knows nothing of the order of the stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from schedsearch.evaluate import CostModel, MacTable, ModelCard, PipelineEvaluator, Workload, schedule_macs
+from schedsearch.optimize._display import Display
+from schedsearch.runtime import (
+    block_lists_of,
+    blocks_of,
+    default_sigmas,
+    denoiser_of,
+    identity_schedule,
+    model_ref,
+    tokens,
+)
+from schedsearch.schedule import MODEL_ROW, Budget, Schedule, parse_budget
+from schedsearch.space import SearchSpace, load_space
+from schedsearch.study import Spent, Study
+from schedsearch_calibration import PromptSet
+
+FIDELITY = 8
+"""Calibration prompts a candidate is measured on while the search runs, at most."""
+
+BATCH = 8
+"""Images per call while scores are taken, for pictures too small to fill a device by themselves."""
+
+SMALL = 1024
+"""Image tokens up to which a picture counts as small; of larger ones, one is run at a time to spare memory."""
+
+LADDER = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+"""Speed-ups at which a frontier should have something to offer."""
+
+MARGIN = 0.03
+"""Head start over a time budget that predictions must have, so that measurements keep it."""
+
+FLOORS = {"psnr": 10.0, "ssim": 0.0, "latent_error": 1.0}
+"""Quality at the reference point of the hypervolume; the cost there is the plain run's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizeSettings:
+    """What `optimize` is asked for; the command line's options by the same names."""
+
+    model: str
+    budget: str
+    search: str = "anneal"
+    trials: int | None = None
+    minutes: float | None = None
+    prompts: Path | None = None
+    metric: str = "psnr"
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    storage: str | None = None
+    out: Path | None = None
+    resume: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return self.out if self.out is not None else Path("runs") / self.name
+
+    @property
+    def name(self) -> str:
+        """Name of the chosen schedule, such as ``flux-4x``."""
+        model = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(self.model).name).strip("-.") or "model"
+        return f"{model}-{str(parse_budget(self.budget)).replace('%', 'pct')}"
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """The loaded model and everything measured once on this device."""
+
+    settings: OptimizeSettings
+    card: ModelCard
+    pipe: Any
+    prompts: PromptSet
+    held_out: PromptSet
+    budget: Budget
+    display: Display
+    cost: CostModel = field(init=False)
+    macs: MacTable = field(init=False)
+
+    @cached_property
+    def plain(self) -> Schedule:
+        """The plain run as a schedule."""
+        return identity_schedule(self.pipe, self.card.steps, height=self.card.height, width=self.card.width)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """What may be searched for this model."""
+        return load_space(
+            self.card.family,
+            model=model_ref(self.pipe, height=self.card.height, width=self.card.width),
+            blocks=blocks_of(self.pipe),
+            sigma=default_sigmas(self.pipe, self.card.steps, height=self.card.height, width=self.card.width),
+        )
+
+    def count(self, schedule: Schedule) -> float:
+        """MACs of one image."""
+        branches = Workload.from_card(self.card).branches
+        return schedule_macs(schedule, self.macs, block_lists_of(self.pipe), branches=branches)
+
+    def ratio(self, schedule: Schedule) -> float:
+        """How many times cheaper than the plain run ``schedule`` is predicted to be, in what the budget limits."""
+        if self.budget.kind == "macs_fraction":
+            return self.count(self.plain) / self.count(schedule)
+        return self.cost.speedup(schedule)
+
+    @property
+    def target(self) -> float:
+        """The budget as such a ratio, with a margin where it is a matter of measured time."""
+        if self.budget.kind == "macs_fraction":
+            return (1.0 - 1e-9) / self.budget.value  # a mask that hits the fraction exactly is within it
+        wanted = self.budget.value if self.budget.kind == "speedup" else self.cost.full_ms / self.budget.value
+        return wanted * (1.0 + MARGIN)
+
+    @property
+    def batch(self) -> int:
+        """Images per call while scores are taken."""
+        return BATCH if tokens(self.pipe, height=self.card.height, width=self.card.width) <= SMALL else 1
+
+    @property
+    def fidelity(self) -> int:
+        """Calibration prompts the search measures on."""
+        return min(FIDELITY, len(self.prompts.prompts))
+
+    @cached_property
+    def weights(self) -> str:
+        """A fingerprint of the denoiser's weights: equal for equal weights, from a few numbers of every tensor."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(denoiser_of(self.pipe).state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(repr(tensor.flatten()[:: max(1, tensor.numel() // 8)][:8].float().tolist()).encode())
+        return digest.hexdigest()
+
+    @property
+    def cost_name(self) -> str:
+        """Name of the cost objective."""
+        return "macs" if self.budget.kind == "macs_fraction" else "latency_ms"
+
+    def evaluator(self, prompts: Sequence[str], seed: int) -> PipelineEvaluator:
+        """Measures candidates on ``prompts``."""
+        return PipelineEvaluator(
+            self.pipe,
+            self.card,
+            tuple(prompts),
+            cost_model=self.cost,
+            mac_table=self.macs,
+            metric=self.settings.metric,
+            cost="macs" if self.cost_name == "macs" else "latency_ms",
+            seed=seed,
+            device=self.settings.device,
+            batch=self.batch,
+        )
+
+    @property
+    def reference_point(self) -> tuple[float, float]:
+        """The hypervolume's reference point: the plain run's cost, and a floor of quality."""
+        cost = self.count(self.plain) if self.cost_name == "macs" else self.cost.full_ms
+        return cost, FLOORS[self.settings.metric]
+
+
+def book(study: Study, stage: str, started: float, denoiser_evals: int = 0) -> None:
+    """Notes what a stage outside the search cost, once.
+
+    Args:
+        study: where it is noted.
+        stage: its name.
+        started: `time.monotonic` when it began.
+        denoiser_evals: images times denoiser calls.
+    """
+    name = f"spent {stage}"
+    if name not in study.notes:
+        study.notes.set(name, {"seconds": time.monotonic() - started, "denoiser_evals": denoiser_evals})
+
+
+def spent(study: Study) -> Spent:
+    """Returns what the search and all booked stages cost together; the probes of the cost model count in seconds."""
+    notes: list[Any] = [study.notes[name] for name in study.notes if name.startswith("spent ")]
+    return Spent(
+        seconds=study.spent.seconds + sum(float(note["seconds"]) for note in notes),
+        denoiser_evals=study.spent.denoiser_evals + sum(int(note["denoiser_evals"]) for note in notes),
+    )
+
+
+def masked(bench: Bench, computed: int) -> Schedule:
+    """A schedule that runs the denoiser at its first ``computed`` steps; its cost is that of any such schedule."""
+    row = "C" * computed + "R" * (bench.card.steps - computed)
+    return replace(bench.plain, ops=((MODEL_ROW, row),))
+
+
+def denoiser_budgets(bench: Bench) -> tuple[int, ...]:
+    """Returns how many steps may run the denoiser: for the budget, one less, then for each rung of the ladder.
+
+    One less is there because the budget is a matter of measurement: if it is missed by a hair, the next one keeps it.
+    """
+    ratios = {n: bench.ratio(masked(bench, n)) for n in range(1, bench.card.steps)}
+
+    def most(ratio: float) -> int:
+        return max((n for n, reached in ratios.items() if reached >= ratio), default=1)
+
+    wanted = most(bench.target)
+    rungs = sorted((most(r) for r in LADDER if r < max(ratios.values())), key=lambda n: abs(n - wanted))
+    return tuple(dict.fromkeys([wanted, max(1, wanted - 1), *rungs]))

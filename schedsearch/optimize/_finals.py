@@ -1,0 +1,201 @@
+"""The last stages: which schedules are worth measuring, their score on fresh prompts, and their held-out numbers.
+
+Knows nothing of how the schedules were found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from math import isfinite
+from typing import Any
+
+from schedsearch.errors import EvaluationError
+from schedsearch.evaluate import HeldOutRow, device_name, evaluate_held_out, find_metric
+from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
+from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
+from schedsearch.schedule import Measurement, Provenance, Schedule
+from schedsearch.study import Candidate, Evaluation, Frontier, Study
+
+FRESH = 24
+"""Further calibration prompts the finalists are scored on again, with another seed."""
+
+AT_BUDGET = 3
+"""Schedules near the budget that are measured on held-out prompts, the most costly first."""
+
+NEAR = 1.25
+"""How far beyond the budget, as a ratio, still counts as near."""
+
+HELD_OUT_SEED = 1_000_003
+"""Seed of the held-out noise; no search uses it."""
+
+
+def finalists(bench: Bench, frontier: Frontier) -> list[Evaluation]:
+    """Returns the schedules worth measuring, slowest first: the best few near the budget, and the best of every rung of
+    the ladder, each with the margin that a prediction needs.
+    """
+    cost, _ = bench.reference_point
+    ratios = {id(e): cost / e.values[0] for e in frontier}
+    near = [e for e in frontier if bench.target <= ratios[id(e)] <= NEAR * bench.target]
+    near.sort(key=lambda e: -e.values[0])
+    rungs = [frontier.best_within(bench.cost_name, cost / (rung * (1.0 + MARGIN))) for rung in LADDER]
+    fastest = max((e for e in frontier if ratios[id(e)] > 1.0), key=lambda e: ratios[id(e)], default=None)
+    kept = {id(e): e for e in (*near[:AT_BUDGET], *rungs, fastest) if e is not None}
+    return sorted(kept.values(), key=lambda e: -e.values[0])
+
+
+def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, float]]:
+    """Scores the finalists on fresh prompts and measures them on held-out ones, unless the study remembers both."""
+    found = finalists(bench, study.frontier())
+    if not found:
+        raise EvaluationError(
+            f"search {bench.settings.search}: found no schedule cheaper than the plain run in {len(study)} trials. "
+            "Search longer with --resume --trials, or take another --search."
+        )
+    names = _labels([bench.reference_point[0] / e.values[0] for e in found])
+    schedules = {name: _signed(bench, study, e) for name, e in zip(names, found, strict=True)}
+    key = f"finals {len(study)}"
+    if key not in study.notes:
+        started = time.monotonic()
+        scores, evals = _fresh_scores(bench, schedules)
+        kept, more = _held_out(bench, {name: schedules[name] for name in scores})
+        study.notes.set(key, {"scores": scores, "rows": kept})
+        book(study, key, started, evals + more)
+    note: Any = study.notes[key]
+    return _results(note["rows"], schedules), dict(note["scores"])
+
+
+def _labels(ratios: Sequence[float]) -> list[str]:
+    """Names such as ``4.12x``, told apart where two are equal."""
+    names: list[str] = []
+    for ratio in ratios:
+        name, n = f"{ratio:.2f}x", 2
+        while name in names:
+            name, n = f"{ratio:.2f}x-{n}", n + 1
+        names.append(name)
+    return names
+
+
+def _signed(bench: Bench, study: Study, evaluation: Evaluation) -> Schedule:
+    candidate = evaluation.candidate
+    provenance = Provenance(
+        study=study.name,
+        searcher=candidate.searcher,
+        seed=bench.settings.seed,
+        ask=candidate.ask,
+        parents=candidate.parents,
+        created_by=CREATED_BY,
+    )
+    return replace(candidate.schedule, provenance=provenance)
+
+
+def _fresh_scores(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[dict[str, float], int]:
+    """Scores on calibration prompts the search has not seen, with another seed, and denoiser evaluations spent.
+
+    Higher is better; a schedule that fails has no score.
+    """
+    fresh = bench.prompts.prompts[bench.fidelity : bench.fidelity + FRESH] or bench.prompts.prompts
+    evaluator = bench.evaluator(fresh, bench.settings.seed + 1)
+    sign = 1.0 if evaluator.objectives[1].better == "max" else -1.0
+    scores: dict[str, float] = {}
+    evals = evaluator.prepare(len(fresh))
+    with bench.display.stage("scoring the best on fresh prompts", len(schedules)) as advance:
+        for i, (name, schedule) in enumerate(schedules.items()):
+            candidate = Candidate(schedule=schedule, searcher=bench.settings.search, ask=i)
+            evaluation = evaluator.evaluate(candidate, fidelity=len(fresh))
+            evals += evaluation.denoiser_evals
+            if evaluation.status == "ok":
+                scores[name] = sign * evaluation.values[1]
+            else:
+                bench.display.line(f"Left out {name}: {evaluation.reason} on fresh prompts")
+            advance(i + 1)
+    return scores, evals
+
+
+def plain_steps(bench: Bench) -> list[int]:
+    """Returns the step numbers of the plain runs to compare with: around the budget, and at the ladder's speed-ups."""
+    total = bench.card.steps
+    wanted = denoiser_budgets(bench)[0]
+    near = [wanted - 1, wanted, wanted + 1]
+    return sorted({n for n in (*near, *(round(total / r) for r in LADDER)) if 1 <= n < total}, reverse=True)
+
+
+def _held_out(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[list[dict[str, Any]], int]:
+    """Measures the plain run, the schedules and plain runs of fewer steps.
+
+    Returns rows as the study keeps them, and the denoiser evaluations spent on quality (the full run twice: as the
+    reference and as a row).
+    """
+    with bench.display.stage("measuring on held-out prompts") as advance:
+        measured = evaluate_held_out(
+            bench.pipe,
+            bench.card,
+            schedules,
+            bench.held_out.prompts,
+            mac_table=bench.macs,
+            fewer_steps=plain_steps(bench),
+            seeds=(HELD_OUT_SEED,),
+            device=bench.settings.device,
+            batch=bench.batch,
+            on_progress=advance,
+        )
+    sound = [row for row in measured if all(isfinite(row.mean(name)) for name in QUALITY)]
+    for row in measured:
+        if row not in sound:
+            bench.display.line(f"Left out {row.name}: its held-out pictures hold values that are not numbers")
+    images = len(bench.held_out.prompts)
+    evals = round(images * (measured[0].denoiser_calls + sum(row.denoiser_calls for row in measured)))
+    return [_row(bench, row) for row in sound], evals
+
+
+def _row(bench: Bench, row: HeldOutRow) -> dict[str, Any]:
+    stamp = Measurement(
+        metric="", unit="", better="min", value=0.0, low=0.0, high=0.0, n=1,
+        prompts=f"{bench.held_out.name} sha256:{bench.held_out.sha256[:16]}",
+        device=device_name(bench.settings.device),
+        dtype=bench.settings.dtype,
+        created_by=CREATED_BY,
+    )  # fmt: skip
+    ratio, latency, macs = row.speedup, row.latency, row.macs_fraction
+    numbers = [
+        replace(
+            stamp, metric="speedup", unit="x", better="max",
+            value=ratio.median, low=ratio.low, high=ratio.high, n=ratio.n,
+        ),
+        replace(
+            stamp, metric="latency_ms", unit="ms",
+            value=latency.median_ms, low=latency.quantile(0.1), high=latency.quantile(0.9), n=len(latency.ms),
+        ),
+        replace(stamp, metric="macs_fraction", unit="1", value=macs, low=macs, high=macs),
+    ]  # fmt: skip
+    for name in QUALITY:
+        metric, values = find_metric(name), sorted(row.values(name))
+        tenth = len(values) // 10
+        numbers.append(
+            replace(
+                stamp, metric=name, unit=metric.unit, better=metric.better,
+                value=row.mean(name), low=values[tenth], high=values[-1 - tenth], n=len(values),
+            )
+        )  # fmt: skip
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "steps": row.n_steps,
+        "denoiser_calls": row.denoiser_calls,
+        "measured": [asdict(m) for m in numbers],
+    }
+
+
+def _results(kept: Sequence[Mapping[str, Any]], schedules: Mapping[str, Schedule]) -> tuple[Result, ...]:
+    return tuple(
+        Result(
+            name=row["name"],
+            kind=row["kind"],
+            steps=row["steps"],
+            denoiser_calls=row["denoiser_calls"],
+            measured=tuple(Measurement(**m) for m in row["measured"]),
+            schedule=schedules.get(row["name"]),
+        )
+        for row in kept
+    )

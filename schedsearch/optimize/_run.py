@@ -1,0 +1,261 @@
+"""From a model's name and a budget to schedule files: the one place that puts the parts together.
+
+The stages: load the model, measure what its parts cost on this device, search on calibration prompts, score the best
+again on fresh calibration prompts, measure them on held-out prompts against plain runs of fewer steps, write. What each
+stage needs to go on after an interruption lies in the study, so a run that was killed resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from schedsearch.errors import EvaluationError, UsageError
+from schedsearch.evaluate import (
+    CostModel,
+    Workload,
+    count_macs,
+    device_name,
+    find_card,
+    find_metric,
+    load_pipeline,
+    measure_cost,
+)
+from schedsearch.optimize._bench import Bench, OptimizeSettings, book, denoiser_budgets, masked, spent
+from schedsearch.optimize._display import Display
+from schedsearch.optimize._finals import finals
+from schedsearch.optimize._results import SHOWN, Result, choose, rows, write_results
+from schedsearch.runtime import block_lists_of
+from schedsearch.schedule import Budget, parse_budget, write_atomically
+from schedsearch.search import SEARCHERS, Stop, make_searcher, run
+from schedsearch.study import Evaluation, Frontier, Objective, Study
+from schedsearch_calibration import PromptSet, prompt_set, read_prompts
+
+DEFAULT_TRIALS = 320
+"""Schedules measured when neither a number nor a time is asked for."""
+
+RESTARTS = 1000
+"""More rounds than any run has time for: the number of trials or minutes ends a search, not its algorithm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimized:
+    """What `optimize` found.
+
+    Attributes:
+        chosen: the schedule for the budget, ``None`` if no schedule was measured to keep it.
+        results: all measured rows, the plain run first.
+        written: files and folders.
+    """
+
+    chosen: Result | None
+    results: tuple[Result, ...]
+    written: tuple[Path, ...]
+
+
+def optimize(settings: OptimizeSettings, display: Display | None = None) -> Optimized:
+    """Searches schedules for a model within a budget and writes the best ones.
+
+    Writes into ``settings.folder``: ``NAME.json`` (the schedule for the budget), ``frontier/``, ``results.csv``, and
+    ``study.db`` unless another storage is named.
+
+    Args:
+        settings: what to do.
+        display: where progress goes; the terminal by default.
+
+    Raises:
+        UsageError: an option cannot be used as given.
+        ModelNotFoundError: the weights are not at hand.
+        StudyError: the output folder holds another study, or this one and ``resume`` was not asked for.
+        EvaluationError: the budget cannot be reached on this model, or no schedule kept it.
+    """
+    display = display or Display()
+    bench = _load(settings, display)
+    with _open_study(bench) as study:
+        _measure_parts(bench, study)
+        _require_reachable(bench)
+        _search(bench, study)
+        results, scores = finals(bench, study)
+        total = spent(study)
+    chosen = choose(results, bench.budget, scores)
+    written = write_results(settings.folder, settings.name, results, chosen, metric=settings.metric)
+    _report(bench, results, chosen, written)
+    display.line(
+        f"Spent in all: {total.denoiser_evals} counted denoiser evaluations, {total.seconds:.0f} s of measuring"
+    )
+    if chosen is None:
+        kind = bench.budget.kind
+        reached = [r.value(kind) for r in results if r.schedule is not None]
+        nearest = Budget(kind=kind, value=max(reached) if kind == "speedup" else min(reached))
+        raise EvaluationError(
+            f"--budget: found no schedule that was measured to keep {bench.budget}; the nearest of {len(reached)} "
+            f"reaches {nearest}. The frontier is written; search longer with --resume --trials, or ask for less."
+        )
+    return Optimized(chosen=chosen, results=results, written=tuple(written))
+
+
+def _load(settings: OptimizeSettings, display: Display) -> Bench:
+    """Checks the options, cheapest first, and loads the model."""
+    budget = parse_budget(settings.budget)
+    if settings.search not in SEARCHERS:
+        raise UsageError(f"--search: found {settings.search!r}, expected one of {', '.join(sorted(SEARCHERS))}.")
+    find_metric(settings.metric)
+    card = find_card(settings.model)
+    prompts = prompt_set(card.calibration) if settings.prompts is None else read_prompts(settings.prompts)
+    held_out = prompt_set(card.held_out)
+    _require_disjoint(prompts, held_out)
+    with display.stage(f"loading {card.name}"):
+        pipe = load_pipeline(card, device=settings.device, dtype=settings.dtype)
+    return Bench(
+        settings=settings, card=card, pipe=pipe, prompts=prompts, held_out=held_out, budget=budget, display=display
+    )
+
+
+def _require_disjoint(prompts: PromptSet, held_out: PromptSet) -> None:
+    shared = sorted(set(prompts.prompts) & set(held_out.prompts))
+    if shared:
+        raise UsageError(
+            f"--prompts: found {len(shared)} prompts that are also in the held-out set {held_out.name}, such as "
+            f"{shared[0]!r}; expected none, because results are reported on that set. Take them out of the file."
+        )
+
+
+def _open_study(bench: Bench) -> Study:
+    settings = bench.settings
+    folder = settings.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.out is None and not (folder.parent / ".gitignore").exists():
+        write_atomically(folder.parent / ".gitignore", b"*\n")
+    unit = "MAC" if bench.cost_name == "macs" else "ms"
+    metric = find_metric(settings.metric)
+    return Study.open(
+        settings.storage or (folder / "study.db"),
+        # A folder holds one study, so that its files have one origin; a shared storage tells studies apart by name.
+        f"{settings.name}-{settings.search}-{settings.seed}" if settings.storage else "search",
+        objectives=(
+            Objective(name=bench.cost_name, unit=unit, better="min"),
+            Objective(name=metric.name, unit=metric.unit, better=metric.better),
+        ),
+        settings={
+            "model": asdict(bench.plain.model),
+            "steps": bench.card.steps,
+            "call": asdict(Workload.from_card(bench.card)),
+            "budget": str(bench.budget),
+            "search": settings.search,
+            "metric": settings.metric,
+            "prompts": bench.prompts.sha256,
+            "held_out": bench.held_out.sha256,
+            "weights": bench.weights,
+            "fidelity": bench.fidelity,
+            "device": device_name(settings.device),
+            "dtype": settings.dtype,
+            "seed": settings.seed,
+        },
+        resume=settings.resume,
+    )
+
+
+def _measure_parts(bench: Bench, study: Study) -> None:
+    """Counts MACs, and measures the cost model unless the study remembers it."""
+    workload = Workload.from_card(bench.card)
+    bench.macs = count_macs(bench.pipe, workload, block_lists_of(bench.pipe), prompt=bench.prompts.prompts[0])
+    if "cost" not in study.notes:
+        started = time.monotonic()
+        with bench.display.stage("measuring what each part costs") as advance:
+            cost = measure_cost(
+                bench.pipe, workload, device=bench.settings.device, prompt=bench.prompts.prompts[0], on_round=advance
+            )
+        study.notes.set("cost", cost.to_json())
+        book(study, "cost model", started)
+    bench.cost = CostModel.from_json(str(study.notes["cost"]))
+    bench.display.line(
+        f"{bench.card.name} on {bench.cost.device}: {bench.cost.full_ms:.0f} ms per image, of which "
+        f"{bench.cost.floor_ms:.0f} ms no schedule can change"
+    )
+
+
+def _require_reachable(bench: Bench) -> None:
+    """Refuses a budget that even one denoiser call does not keep."""
+    best = bench.ratio(masked(bench, 1))
+    if bench.target > best:
+        raise EvaluationError(
+            f"--budget: found {bench.budget}, expected one that one denoiser call can keep, about {best:.1f}x "
+            f"on this model and device ({bench.cost.floor_ms:.0f} of {bench.cost.full_ms:.0f} ms are outside the "
+            "steps). Ask for less."
+        )
+
+
+def searcher_options(bench: Bench) -> dict[str, object]:
+    """Returns the options of the named searcher that follow from the budget and the number of trials."""
+    if bench.settings.search != "anneal":
+        return {}
+    trials = bench.settings.trials or DEFAULT_TRIALS
+    return {
+        "budgets": denoiser_budgets(bench),
+        "iterations": round(0.3 * trials),
+        "hill_climb_rounds": max(1, round(trials / 150)),
+        "ladder_share": 0.15,
+        "objective": bench.settings.metric,
+        "restarts": RESTARTS,
+    }
+
+
+def _search(bench: Bench, study: Study) -> None:
+    settings = bench.settings
+    if "searcher" not in study.notes:
+        study.notes.set("searcher", json.dumps(searcher_options(bench)))
+    options = json.loads(str(study.notes["searcher"]))
+    evaluator = bench.evaluator(bench.prompts.prompts[: bench.fidelity], settings.seed)
+    searcher = make_searcher(
+        settings.search, bench.space, seed=settings.seed, objectives=evaluator.objectives, **options
+    )
+    trials = settings.trials or (None if settings.minutes else DEFAULT_TRIALS)
+    stop = Stop(trials=trials, minutes=settings.minutes)
+    with bench.display.stage(f"searching ({settings.search})") as advance:
+        started = time.monotonic()
+        book(study, "calibration reference", started, evaluator.prepare(bench.fidelity))
+
+        def show(_: Evaluation) -> None:
+            note = progress_note(bench, study.frontier())
+            if trials is not None:
+                advance(len(study), trials, note)
+            else:
+                advance(study.spent.seconds, 60.0 * (settings.minutes or 0.0), note)
+
+        ended = run(
+            study, searcher, evaluator, space=bench.space, stop=stop, fidelity=bench.fidelity, on_evaluation=show
+        )
+    bench.display.line(
+        f"{len(study)} schedules measured on {bench.fidelity} prompts: {study.spent.denoiser_evals} denoiser "
+        f"evaluations, {study.spent.seconds:.0f} s; {progress_note(bench, study.frontier())}"
+    )
+    if ended in ("finished", "stalled"):
+        bench.display.line(f"The search {ended} before its limit: it has nothing new to propose.")
+
+
+def progress_note(bench: Bench, frontier: Frontier) -> str:
+    """Returns the best point within the budget so far and the hypervolume, in a few words."""
+    cost, floor = bench.reference_point
+    best = frontier.best_within(bench.cost_name, cost / bench.target)
+    metric = find_metric(bench.settings.metric)
+    unit = "" if metric.unit == "1" else f" {metric.unit}"
+    shown = "nothing yet" if best is None else f"{best.values[1]:.4g}{unit} at {cost / best.values[0]:.2f}x"
+    # As a share of the box between the reference point and nothing spent, so that numbers of any unit read alike.
+    volume = frontier.hypervolume((cost, floor)) / cost
+    return f"best within {bench.budget}: {shown} (predicted); hypervolume {volume:.4g}{unit}"
+
+
+def _report(bench: Bench, results: Sequence[Result], chosen: Result | None, written: Sequence[Path]) -> None:
+    ordered = sorted(results, key=lambda r: r.value("speedup"))
+    emphasis = next((i for i, r in enumerate(ordered) if chosen is not None and r.name == chosen.name), None)
+    bench.display.table(
+        f"{bench.card.name}, {len(bench.held_out.prompts)} held-out prompts, against the full run with the same noise",
+        SHOWN,
+        rows(ordered, SHOWN),
+        emphasis,
+    )
+    for path in written:
+        bench.display.line(f"Wrote {path}{'/' if path.is_dir() else ''}")

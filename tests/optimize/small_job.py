@@ -1,0 +1,71 @@
+"""A small whole job for the tests: the bundled model with six steps and few prompts.
+
+Run as a program, it is killed again and again until it gets through.
+
+    python small_job.py MODEL_FOLDER OUT COST_JSON
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from schedsearch.evaluate import CostModel
+from schedsearch.optimize import Display, Optimized, OptimizeSettings, _bench, _finals, _run, optimize
+from schedsearch_calibration import PromptSet, prompt_set
+
+
+def few(name: str) -> PromptSet:
+    """The first prompts of a set."""
+    whole = prompt_set(name)
+    return dataclasses.replace(whole, prompts=whole.prompts[:4])
+
+
+def shrink() -> None:
+    """Makes every stage short."""
+    _bench.FIDELITY = 2
+    _bench.LADDER = _finals.LADDER = (2.0,)
+    _finals.FRESH = _finals.AT_BUDGET = 2
+    _run.prompt_set = few
+
+
+def job(model: Path, out: Path, *, resume: bool, **options: object) -> Optimized:
+    """Runs the job without progress bars."""
+    settings = OptimizeSettings(model=str(model), budget="60%macs", trials=12, out=out, resume=resume)
+    quiet = Display(Console(file=io.StringIO(), highlight=False))
+    return optimize(dataclasses.replace(settings, **options), quiet)
+
+
+def main() -> None:
+    """Kills the job at random moments, a little later each time, until one run gets through; prints the kills."""
+    model, out, cost = (Path(word) for word in sys.argv[1:])
+    shrink()
+    _run.measure_cost = lambda *_, **__: CostModel.from_json(cost.read_text())
+    rng, kills = random.Random(1), 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            job(model, out, resume=True)
+            os._exit(0)
+        deadline = time.monotonic() + rng.uniform(0.0, 1.0 + 0.7 * kills)
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                sys.stdout.write(f"{kills}\n")
+                sys.exit(1 if status else 0)
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The whole job on the bundled model: what it writes, what it refuses, and that killing it changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schedsearch.errors import EvaluationError, StudyError, StudyMismatchError, UsageError
+from schedsearch.optimize import Optimized, OptimizeSettings
+from schedsearch.schedule import read_frontier, read_schedule
+from schedsearch.study import Study
+from schedsearch_calibration import flux_mini_path
+
+SCRIPT = Path(__file__).parent / "small_job.py"
+TIMED = ("speedup", "low", "high", "latency ms")
+
+
+def _load_script() -> Any:
+    spec = importlib.util.spec_from_file_location("small_job", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def small_job() -> Any:
+    module = _load_script()
+    from schedsearch.optimize import _bench, _finals, _run
+
+    kept = {
+        (m, name): getattr(m, name)
+        for m in (_bench, _finals, _run)
+        for name in ("FIDELITY", "LADDER", "FRESH", "AT_BUDGET", "prompt_set")
+        if hasattr(m, name)
+    }
+    module.shrink()
+    yield module
+    for (m, name), value in kept.items():
+        setattr(m, name, value)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as a local folder whose card asks for six steps."""
+    folder = tmp_path_factory.mktemp("model") / "mini"
+    shutil.copytree(flux_mini_path(), folder)
+    card = folder / "schedsearch.yaml"
+    text = card.read_text()
+    assert "steps: 28" in text
+    card.write_text(text.replace("steps: 28", "steps: 6"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(small_job: Any, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Optimized, Path]:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return small_job.job(model, out, resume=False), out
+
+
+def records(out: Path) -> list[Any]:
+    """Everything the study knows, but for the seconds it took."""
+    with Study.load(out / "study.db") as study:
+        return [replace(e, seconds=0.0) for e in study.evaluations()]
+
+
+def untimed(out: Path) -> dict[str, Any]:
+    """Every file the job writes, without what a clock decides."""
+    found: dict[str, Any] = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.name.startswith("study.db")):
+        text = path.read_text()
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(text.splitlines()))
+            found[path.name] = [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+        else:
+            found[path.name] = _without_times(json.loads(text))
+    return found
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("metric") in ("speedup", "latency_ms"):
+        return {k: v for k, v in value.items() if k not in ("value", "low", "high")}
+    if isinstance(value, dict):
+        return {k: _without_times(v) for k, v in value.items()}
+    return [_without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def test_it_writes_the_schedule_the_frontier_and_the_table(done: tuple[Optimized, Path]) -> None:
+    optimized, out = done
+    assert sorted(p.name for p in out.iterdir()) == ["frontier", "mini-60pctmacs.json", "results.csv", "study.db"]
+    schedule = read_schedule(out / "mini-60pctmacs.json")
+    measured = {m.metric: m for m in schedule.measured}
+    assert measured["macs_fraction"].value <= 0.6
+    assert measured["psnr"].n == 4
+    assert measured["speedup"].n == 10
+    assert measured["psnr"].prompts.startswith("flux-mini-held-out sha256:")
+    assert schedule.provenance.searcher == "anneal"
+    assert optimized.chosen is not None
+    assert optimized.chosen.schedule is not None
+    assert optimized.chosen.schedule.id == schedule.id
+    index = read_frontier(out / "frontier")
+    assert index.load("60%macs").id in {r.schedule.id for r in optimized.results if r.schedule}
+    kinds = {row["kind"] for row in csv.DictReader((out / "results.csv").read_text().splitlines())}
+    assert kinds == {"full", "schedule", "fewer steps"}
+
+
+def test_resuming_a_finished_job_changes_no_byte(small_job: Any, model: Path, done: tuple[Optimized, Path]) -> None:
+    _, out = done
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.suffix != ".db"}
+    small_job.job(model, out, resume=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.suffix != ".db"} == before
+
+
+@pytest.mark.slow
+def test_a_job_killed_at_any_moment_and_resumed_ends_the_same(
+    model: Path, done: tuple[Optimized, Path], tmp_path: Path
+) -> None:
+    _, out = done
+    with Study.load(out / "study.db") as study:
+        (tmp_path / "cost.json").write_text(str(study.notes["cost"]))
+    again = tmp_path / "again"
+    command = [sys.executable, str(SCRIPT), str(model), str(again), str(tmp_path / "cost.json")]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert finished.returncode == 0, finished.stderr
+    assert int(finished.stdout.split()[-1]) >= 3  # it was killed a few times on the way
+    assert records(again) == records(out)
+    assert untimed(again) == untimed(out)
+
+
+def test_a_second_job_in_the_same_folder_is_refused(small_job: Any, model: Path, done: tuple[Optimized, Path]) -> None:
+    with pytest.raises(StudyError, match="Pass --resume to go on with it, or another --out"):
+        small_job.job(model, done[1], resume=False)
+
+
+def test_resuming_with_other_settings_is_refused(small_job: Any, model: Path, done: tuple[Optimized, Path]) -> None:
+    with pytest.raises(StudyMismatchError, match=r"metric \(found \"psnr\", expected \"ssim\"\)"):
+        small_job.job(model, done[1], resume=True, metric="ssim")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"budget": "fast"}, UsageError, "budget: found 'fast'"),
+        ({"search": "oracle"}, UsageError, "--search: found 'oracle', expected one of anneal, ecad, random"),
+        ({"metric": "beauty"}, UsageError, "metric: found 'beauty'"),
+        ({"budget": "1%macs"}, EvaluationError, "--budget: found 1%macs, expected one that one denoiser call can keep"),
+    ],
+)
+def test_what_cannot_be_done_is_said(  # noqa: PLR0917 - fixtures and cases
+    small_job: Any, model: Path, tmp_path: Path, options: dict[str, str], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        small_job.job(model, tmp_path / "out", resume=False, **options)
+    assert words in str(caught.value)
+    assert not (tmp_path / "out" / "frontier").exists()
+
+
+def test_held_out_prompts_may_not_be_searched_on(small_job: Any, model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "mine.txt"
+    prompts.write_text("coral, yellow background\nmy own, red background\n")
+    with pytest.raises(UsageError, match="found 1 prompts that are also in the held-out set flux-mini-held-out"):
+        small_job.job(model, tmp_path / "out", resume=False, prompts=prompts)
+
+
+@pytest.mark.parametrize("search", ["random", "ecad"])
+def test_the_other_searchers_run_the_same_job(small_job: Any, model: Path, tmp_path: Path, search: str) -> None:
+    settings = {"search": search, "trials": 26 if search == "ecad" else 6, "budget": "95%macs"}
+    small_job.job(model, tmp_path / "out", resume=False, **settings)
+    assert read_schedule(tmp_path / "out" / "mini-95pctmacs.json").provenance.searcher == search
+
+
+@pytest.mark.parametrize(
+    ("model", "budget", "name"),
+    [
+        ("flux", "4x", "flux-4x"),
+        ("org/My Model", "800ms", "My-Model-800ms"),
+        ("/some/folder/", "60%macs", "folder-60pctmacs"),
+    ],
+)
+def test_names_of_files_come_from_model_and_budget(model: str, budget: str, name: str) -> None:
+    settings = OptimizeSettings(model=model, budget=budget)
+    assert settings.name == name
+    assert settings.folder == Path("runs") / name

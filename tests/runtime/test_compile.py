@@ -1,0 +1,71 @@
+"""``torch.compile(fullgraph=True)`` with a schedule applied: the same image, one graph per step pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from schedsearch.runtime import apply, identity_schedule
+
+ROWS = (("model", "CCC1RC2C"), ("transformer_blocks.0.attn", "CCCCCCCR"), ("transformer_blocks.1", "CRCCCCCC"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("cfg", [False, True], ids=["plain", "cfg"])
+def test_every_level_compiles_without_graph_breaks(mini: Any, run: Any, cfg: bool) -> None:
+    """Tracing only (no code generation), so the result is the same bit for bit."""
+    plain, graphs = mini.transformer, []
+
+    def backend(module: Any, _inputs: Any) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    with apply(mini, replace(identity_schedule(mini, 8, height=64, width=64), ops=ROWS)) as handle:
+        expected = run(mini, cfg=cfg)
+        try:
+            mini.transformer = torch.compile(plain, fullgraph=True, backend=backend)
+            assert torch.equal(run(mini, cfg=cfg), expected)
+            made = len(graphs)
+            assert torch.equal(run(mini, cfg=cfg), expected)
+        finally:
+            mini.transformer = plain
+        assert len(graphs) == made, "a second run compiled again"
+        assert made <= len(set(handle.plan.patterns)) + 1
+
+
+def test_a_compiled_model_takes_and_returns_a_schedule(mini: Any, run: Any) -> None:
+    plain = mini.transformer
+    full = run(mini)
+    schedule = replace(identity_schedule(mini, 8, height=64, width=64), ops=(("model", "CCRRCRRR"),))
+    with apply(mini, schedule):
+        expected = run(mini)
+    try:
+        mini.transformer = torch.compile(plain, fullgraph=True, backend="eager")
+        assert torch.equal(run(mini), full)
+        with apply(mini, schedule):
+            assert torch.equal(run(mini), expected)
+        assert torch.equal(run(mini), full)
+    finally:
+        mini.transformer = plain
+
+
+@pytest.mark.slow
+def test_generated_code_gives_the_same_image(mini: Any, run: Any) -> None:
+    plain = mini.transformer
+    with apply(mini, replace(identity_schedule(mini, 6, height=64, width=64), ops=(("model", "CC1RCR"),))):
+        expected = run(mini, steps=6)
+        try:
+            mini.transformer = torch.compile(plain, fullgraph=True)
+            torch.testing.assert_close(run(mini, steps=6), expected, atol=1e-4, rtol=1e-4)
+        finally:
+            mini.transformer = plain
