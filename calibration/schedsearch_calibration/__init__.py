@@ -8,11 +8,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from schedsearch.errors import UsageError
 from schedsearch_calibration._prompts import PromptSet, digest, prompt_set, prompt_set_names, read_prompts
 
-__all__ = ["PromptSet", "digest", "flux_mini_path", "prompt_set", "prompt_set_names", "read_prompts"]
+__all__ = ["PromptSet", "bundled_path", "digest", "flux_mini_path", "prompt_set", "prompt_set_names", "read_prompts"]
+
+
+_MODELS = Path(__file__).resolve().parent / "models"
+
+
+def bundled_path(name: str) -> Path:
+    """Return the folder of the bundled model called ``name``, a complete pipeline in diffusers layout.
+
+    Raises:
+        UsageError: no model of that name ships with schedsearch.
+    """
+    names = sorted(index.parent.name for index in _MODELS.glob("*/model_index.json"))
+    if name not in names:
+        raise UsageError(
+            f"bundled: found {name[:60]!r}, expected one of {', '.join(names)}, which ship with schedsearch."
+        )
+    return _MODELS / name
 
 
 def flux_mini_path() -> Path:
-    """Return the folder of the bundled model, a complete diffusers ``FluxPipeline`` (see its ``MODEL_CARD.md``)."""
-    return Path(__file__).resolve().parent / "models" / "flux-mini"
+    """Return the folder of flux-mini, a complete diffusers ``FluxPipeline`` (see its ``MODEL_CARD.md``)."""
+    return bundled_path("flux-mini")

@@ -25,7 +25,7 @@ class PromptSet:
 
     Attributes:
         name: the shipped set's name, or the file's stem.
-        prompts: at least one prompt, none empty, no two equal.
+        prompts: at least one prompt, none empty, no two equal, each on one line.
         sha256: hex digest of the prompts (see `digest`).
     """
 
@@ -83,7 +83,7 @@ def read_prompts(path: Path | str) -> PromptSet:
 
     Raises:
         UsageError: the file is missing, is not UTF-8 text of one of the two kinds, is over 64 MiB, holds no prompt,
-            repeats a prompt, or has a line that gives none.
+            repeats a prompt, or has a line that gives none or one that is not a line of Unicode text.
     """
     path = Path(path)
     lines = _lines(path)
@@ -131,4 +131,9 @@ def _from_json(line: str) -> str:
     prompt = record.get("prompt") if isinstance(record, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError('found no text under "prompt", expected an object such as {"prompt": "a red apple"}.')
-    return prompt.strip()
+    prompt = prompt.strip()
+    if "\n" in prompt or "\r" in prompt:
+        raise ValueError("found a line break inside the prompt, expected one line. Write a space instead.")
+    if any("\ud800" <= char <= "\udfff" for char in prompt):
+        raise ValueError("found half of a surrogate pair (\\ud800 to \\udfff), expected Unicode text. Remove it.")
+    return prompt

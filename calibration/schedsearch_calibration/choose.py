@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schedsearch_calibration._prompts import digest, read_prompts
+from schedsearch_calibration.flux_mini import COLOURS, WHITE_SHARE
 
 SEED = 2025
 SIZE = 64
-WHITE_SHARE = 0.4
-"""Share of prompts on white, as in training."""
-
-COLOURS = ("black", "red", "blue", "green", "yellow", "purple", "orange")
 _FOLDER = Path(__file__).resolve().parent / "prompts"
 _ORIGINS = {
     "flux-mini-calibration": "chosen from flux-mini's training captions by schedsearch_calibration.choose",
@@ -86,7 +83,8 @@ def _coloured(names: Sequence[str], salt: str) -> tuple[str, ...]:
     """Give each name a background, then mix the order so that any prefix of the set is varied too."""
     order = _shuffled(names, f"{salt}/colour")
     n_white = round(WHITE_SHARE * len(order))
-    pairs = [(name, "white" if i < n_white else COLOURS[(i - n_white) % len(COLOURS)]) for i, name in enumerate(order)]
+    white, *others = COLOURS
+    pairs = [(name, white if i < n_white else others[(i - n_white) % len(others)]) for i, name in enumerate(order)]
     return tuple(_shuffled((f"{name}, {colour} background" for name, colour in pairs), f"{salt}/order"))
 
 

@@ -7,15 +7,16 @@ weights lie and how they are fetched is the matter of ``_weights.py``. This modu
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import MISSING, dataclass, fields, replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from schedsearch.errors import ModelNotFoundError, UsageError
 from schedsearch.evaluate import _weights
+from schedsearch.space import read_yaml, shown
 
 if TYPE_CHECKING:
     import torch
@@ -97,21 +98,21 @@ def find_card(name: str) -> ModelCard:
     named = _named_entries()
     if name in named:
         return _named_card(name, named[name])
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _weights.existing(name)
+    if path is not None and path.is_dir():
         return _folder_card(path.resolve())
-    if path.is_file():
+    if path is not None and path.is_file():
         raise UsageError(
             f"model: found the file {name}, expected a folder in diffusers layout (with model_index.json). "
             "Convert a single-file checkpoint with FluxPipeline.from_single_file(...).save_pretrained(folder)."
         )
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if _HUB_ID.fullmatch(name) and not name.startswith(".") and _weights.is_hub_id(name):
         return _hub_card(name)
     close = difflib.get_close_matches(name, named, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ModelNotFoundError(
-        f"model: found {name!r}, expected one of {', '.join(named)}, a local folder with model_index.json, or a hub id "
-        f"such as black-forest-labs/FLUX.1-dev.{hint}"
+        f"model: found {shown(name)}, expected one of {', '.join(named)}, a local folder with model_index.json, or a "
+        f"hub id such as black-forest-labs/FLUX.1-dev.{hint}"
     )
 
 
@@ -123,8 +124,8 @@ def cards() -> tuple[CardStatus, ...]:
         if repo not in known:
             try:
                 found.append(_at_hub(_folder_card(folder), repo))
-            except (UsageError, ModelNotFoundError):
-                continue  # another class of pipeline, or a half-downloaded one: not ours to list
+            except (UsageError, ModelNotFoundError, OSError):
+                continue  # another class of pipeline, a half-downloaded or damaged one: not ours to list
     return tuple(_status(card) for card in found)
 
 
@@ -205,15 +206,18 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _named_entries() -> dict[str, dict[str, object]]:
-    text = files("schedsearch_spaces").joinpath("models.yaml").read_text(encoding="utf-8")
-    return _parse_yaml(text, "models.yaml")
+    return _read_yaml(files("schedsearch_spaces").joinpath("models.yaml"), "models.yaml")
 
 
 def _named_card(name: str, entry: dict[str, object]) -> ModelCard:
     if "bundled" in entry:
-        import schedsearch_calibration
+        from schedsearch_calibration import bundled_path
 
-        return replace(_folder_card(schedsearch_calibration.flux_mini_path()), name=name)
+        if len(entry) > 1:
+            raise UsageError(
+                f"models.yaml: {name}: found keys beside bundled, expected none: the folder has the card. Remove them."
+            )
+        return replace(_folder_card(bundled_path(str(entry["bundled"]))), name=name)
     return _card({"name": name, **entry}, f"models.yaml: {name}")
 
 
@@ -251,7 +255,7 @@ def _folder_card(folder: Path) -> ModelCard:
         "max_sequence_length": _SCHNELL_TOKENS if fast else 512,
     }
     own = folder / CARD_FILE
-    told = _parse_yaml(own.read_text(encoding="utf-8"), str(own)) if own.is_file() else {}
+    told = _read_yaml(own, str(own)) if own.is_file() else {}
     if "weights" in told:
         raise UsageError(
             f"{own}: found the key weights, expected none: the weights are those of the folder. Remove it."
@@ -269,32 +273,24 @@ def _check_class(folder: Path) -> None:
     found = _read_json(index).get("_class_name")
     if found not in PIPELINE_CLASSES:
         raise UsageError(
-            f"{index}: found a pipeline of class {found}, expected {' or '.join(PIPELINE_CLASSES)}. "
+            f"{index}: found a pipeline of class {shown(found)}, expected {' or '.join(PIPELINE_CLASSES)}. "
             "Only FLUX-type text-to-image pipelines can be optimised so far; `schedsearch models` lists what works."
         )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _weights.read_json(path)
     except FileNotFoundError:
         raise ModelNotFoundError(
             f"{path}: no such file, though the pipeline needs it. Fetch the model again."
         ) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as JSON ({error}). Fetch the model again.") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: found {type(content).__name__}, expected a JSON object. Fetch the model again.")
-    return content
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where}: is not YAML ({' '.join(str(error).split())}).") from None
+def _read_yaml(file: Path | Traversable, where: str) -> dict[str, Any]:
+    content = read_yaml(file, where, UsageError)
     if not isinstance(content, dict):
         raise UsageError(f"{where}: found {type(content).__name__}, expected `key: value` lines.")
     return content
@@ -306,7 +302,7 @@ def _card(values: dict[str, Any], where: str) -> ModelCard:
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in declared:
-            raise UsageError(f"{where}: found the key {key!r}, expected one of {', '.join(declared)}.")
+            raise UsageError(f"{where}: found the key {shown(key)}, expected one of {', '.join(declared)}.")
         checked[key] = _checked(value, str(declared[key].type), f"{where}: {key}")
     missing = [key for key, field in declared.items() if field.default is MISSING and key not in checked]
     if missing:
@@ -328,4 +324,4 @@ def _checked(value: object, kind: str, where: str) -> object:
     if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 10**6:
         return float(value)
     words = {"str": "text", "bool": "true or false", "int": "a whole number above 0", "float": "a number of at least 0"}
-    raise UsageError(f"{where}: found {value!r}, expected {words[kind]}.")
+    raise UsageError(f"{where}: found {shown(value)}, expected {words[kind]}.")

@@ -35,6 +35,8 @@ _CONFIG_PATTERNS: Final = [
 ]
 _WEIGHT_SUFFIXES: Final = (".safetensors", ".bin")
 _REFUSED: Final = "the hub refuses: no account is logged in here, or it has not accepted the licence"
+_MAX_JSON_BYTES: Final = 16 * 2**20
+_MAX_SHOWN: Final = 60
 _LFS_POINTER: Final = b"version https://git-lfs"
 
 
@@ -70,7 +72,7 @@ def locate(weights: str) -> Location:
 def missing_parts(folder: Path) -> tuple[str, ...]:
     """Return the parts that ``model_index.json`` names and ``folder`` lacks, in the index's order."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         return ("model_index.json",)
     parts = {
@@ -81,15 +83,46 @@ def missing_parts(folder: Path) -> tuple[str, ...]:
     return tuple(lack for name, cls in parts.items() if (lack := _lack(folder / name, cls)))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a configuration file.
+
+    Raises:
+        OSError: it cannot be read; `FileNotFoundError` if it is no file.
+        ValueError: it is not one UTF-8 JSON object of at most 16 MiB.
+    """
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        data = file.read(_MAX_JSON_BYTES + 1)
+    if len(data) > _MAX_JSON_BYTES:
+        raise ValueError("more than 16 MiB")
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"found {type(content).__name__}, expected an object")  # noqa: TRY004 -- content, not a type
+    return content
+
+
 def _lack(part: Path, class_name: str) -> str:
     """Say what ``part`` lacks; empty if nothing."""
+    try:
+        return _lack_of_readable(part, class_name)
+    except (OSError, ValueError) as error:  # the index of the shards is damaged, or names what no file can be called
+        return f"{part.name[:_MAX_SHOWN]}/ (cannot be read: {str(error)[:_MAX_SHOWN]})"
+
+
+def _lack_of_readable(part: Path, class_name: str) -> str:
     if "Tokenizer" in class_name or "Scheduler" in class_name or "Processor" in class_name:
         return "" if any(part.glob("*.json")) else f"{part.name}/"
     found = [path for path in part.glob("*") if path.suffix in _WEIGHT_SUFFIXES and path.exists()]
     for index in part.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        if absent := sorted(shard for shard in shards if not (part / shard).exists()):
-            return f"{part.name}/{absent[0]}"
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise ValueError(f"{index.name} without a weight_map")  # noqa: TRY004 -- likewise
+        if absent := sorted(shard for shard in {str(s) for s in shards.values()} if not (part / shard).exists()):
+            return f"{part.name}/{absent[0][:_MAX_SHOWN]}"
     for path in found:
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -111,8 +144,32 @@ def cached_repositories() -> Iterator[tuple[str, Path]]:
 def _snapshot(repo: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, "model_index.json")
+    try:
+        found = try_to_load_from_cache(repo, "model_index.json")
+    except (OSError, ValueError):  # a name that no repository can have, or a damaged cache
+        return None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a repository of the hub can be called ``name``."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # public, but not in its __all__
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def existing(name: str) -> Path | None:
+    """Return the path ``name``, or ``None`` where it is none or nothing is there."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # too long a name; no home folder
+        return None
 
 
 def _cache_folder(repo: str) -> Path:

@@ -5,9 +5,9 @@ This module does not know schedules.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, TypeAlias
 
 from schedsearch.errors import UsageError
@@ -15,7 +15,7 @@ from schedsearch.schedule._checks import quote
 
 BudgetKind: TypeAlias = Literal["speedup", "latency_ms", "macs_fraction"]
 
-_BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})\s*(x|×|ms|s|%\s*macs)", re.IGNORECASE)
+_BUDGET = re.compile(r"(\d{1,40}(?:\.\d{1,40})?|\.\d{1,40})\s*(x|×|ms|s|%\s*macs)", re.IGNORECASE)
 _EXAMPLES = "such as 4x (four times as fast), 800ms or 1.5s (per call), or 60%macs (of the plain run's operations)"
 
 
@@ -37,10 +37,14 @@ class Budget:
         return measured >= self.value if self.kind == "speedup" else measured <= self.value
 
     def __str__(self) -> str:
-        """The budget as `parse_budget` reads it."""
-        if self.kind == "speedup":
-            return f"{self.value:g}x"
-        return f"{self.value:g}ms" if self.kind == "latency_ms" else f"{self.value * 100:g}%macs"
+        """The budget as `parse_budget` reads it, to the last digit."""
+        exact = Decimal(repr(float(self.value)))
+        if self.kind == "macs_fraction":
+            exact = exact.scaleb(2)
+        digits = f"{exact:f}"
+        if "." in digits:
+            digits = digits.rstrip("0").rstrip(".")
+        return digits + {"speedup": "x", "latency_ms": "ms", "macs_fraction": "%macs"}[self.kind]
 
 
 def parse_budget(text: str) -> Budget:
@@ -57,14 +61,18 @@ def parse_budget(text: str) -> Budget:
     match = _BUDGET.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise UsageError(f"budget: found {quote(text)}, expected a number with its unit, {_EXAMPLES}.")
-    value, unit = float(match[1]), match[2].lower()
+    number, unit = match[1], match[2].lower()
+    # The unit moves the decimal point in the text, so that no digit is lost to a division or a product.
     if unit in ("x", "×"):
-        budget, legal = Budget(kind="speedup", value=value), value >= 1
+        budget = Budget(kind="speedup", value=float(number))
+        legal = budget.value >= 1
     elif unit in ("ms", "s"):
-        budget, legal = Budget(kind="latency_ms", value=value if unit == "ms" else value * 1000), value > 0
+        budget = Budget(kind="latency_ms", value=float(number if unit == "ms" else f"{number}e3"))
+        legal = budget.value > 0
     else:
-        budget, legal = Budget(kind="macs_fraction", value=value / 100), 0 < value <= 100
-    if not legal or not math.isfinite(value):
+        budget = Budget(kind="macs_fraction", value=float(f"{number}e-2"))
+        legal = 0 < budget.value <= 1
+    if not legal:
         wanted = {"speedup": "1x or more", "latency_ms": "more than 0", "macs_fraction": "above 0 and up to 100%macs"}
         raise UsageError(f"budget: found {quote(text)}, expected {wanted[budget.kind]}. Write a number {_EXAMPLES}.")
     return budget

@@ -26,7 +26,6 @@ from schedsearch.schedule._validate import solver_record
 from schedsearch.schedule._vocabulary import (
     FORMAT,
     ID_PATTERN,
-    MAX_FILE_BYTES,
     MAX_STEPS,
     NO_GUIDANCE,
     SOLVER_LETTERS,
@@ -234,12 +233,7 @@ def dumps(schedule: Schedule) -> str:
         ScheduleFormatError: if it would be larger than a reader accepts.
     """
     content = pretty(to_document(schedule)) + "\n"
-    size = len(content.encode("utf-8"))
-    if size > MAX_FILE_BYTES:
-        raise ScheduleFormatError(
-            "", found=f"a schedule of {size} bytes", expected=f"at most {MAX_FILE_BYTES}", rule="R1",
-            fix="Use rows of blocks in place of rows of components.",
-        )  # fmt: skip
+    _json.refuse_limits(content.encode("utf-8"), fix="Use rows of blocks in place of rows of components.")
     return content
 
 

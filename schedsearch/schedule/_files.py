@@ -27,9 +27,7 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
         ScheduleFormatError: if it is missing, cannot be read, is a folder, a pipe or a device, or is too big.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:  # Path.open() takes none
             status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode):
                 data = file.read(MAX_FILE_BYTES + 1)
@@ -60,10 +58,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         ScheduleError: if it cannot be written; the old file is then untouched and nothing is left behind.
     """
     target = Path(path)
-    for left in target.parent.glob(f".{glob.escape(target.name[:100])}.????????????.tmp"):
-        left.unlink(missing_ok=True)  # of a writer that was killed
     draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
+        for left in target.parent.glob(f".{glob.escape(target.name[:100])}.{'[0-9a-f]' * 12}.tmp"):
+            left.unlink(missing_ok=True)  # of a writer that was killed
         with draft.open("xb") as file:
             file.write(data)
             file.flush()
@@ -75,6 +73,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             f"{label(path)}: cannot be written ({_reason(error)}). Nothing was changed; check that the folder "
             f"{quote(str(target.parent), 300)} exists and may be written to."
         ) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open as `open` does, but do not wait for ever for somebody to write to a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _reason(error: OSError | ValueError) -> str:

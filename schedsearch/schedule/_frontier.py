@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from schedsearch.errors import ScheduleError, ScheduleFormatError, UsageError
@@ -17,7 +18,7 @@ from schedsearch.schedule import _json, _validate
 from schedsearch.schedule._budget import Budget, parse_budget
 from schedsearch.schedule._canonical import record_document
 from schedsearch.schedule._checks import bare_file, distinct, quote, spelled, text
-from schedsearch.schedule._codec import naming, open_document, pretty, read_schedule, record, write_schedule
+from schedsearch.schedule._codec import dumps, naming, open_document, pretty, read_schedule, record
 from schedsearch.schedule._files import label, read_bounded, write_atomically
 from schedsearch.schedule._model import Schedule
 from schedsearch.schedule._parts import Measurement
@@ -27,7 +28,8 @@ FRONTIER_FORMAT = "schedsearch.frontier"
 INDEX = "frontier.json"
 
 _ID = re.compile(ID_PATTERN)
-_MADE = re.compile(r"schedule-\d{3,}-[0-9a-f]{8}\.json|\.(schedule-.{17}|frontier)\.json\.[0-9a-f]{12}\.tmp")
+_SCHEDULE = r"schedule-\d{3,}-[0-9a-f]{8}\.json"
+_MADE = re.compile(rf"{_SCHEDULE}|\.({_SCHEDULE}|frontier\.json)\.[0-9a-f]{{12}}\.tmp")
 """Names that `write_frontier` gives, drafts of a write that was cut off included."""
 
 
@@ -170,6 +172,7 @@ def write_frontier(
 
     The schedule files come first, the index last; then the files that an earlier frontier left there are removed. A
     folder that is read at any moment holds an index whose files are all there or, for a moment, one that is new.
+    Nothing is written or removed before all of it is known to be readable (FORMAT.md R19).
 
     Args:
         folder: where to write.
@@ -178,7 +181,7 @@ def write_frontier(
         labels: one name per schedule, or none at all.
 
     Raises:
-        ScheduleFormatError: if the schedules or labels break a rule.
+        ScheduleFormatError: if the schedules or labels break a rule, or a file would be larger than a reader accepts.
         ScheduleError: if the folder cannot be written.
     """
     place = Path(folder)
@@ -195,21 +198,33 @@ def write_frontier(
         for i, schedule in enumerate(schedules)
     )
     _check_entries(entries)
+    files = {
+        entry.file: naming(entry.file, partial(dumps, schedule)).encode()
+        for entry, schedule in zip(entries, schedules, strict=True)
+    }
+    index = _index_bytes(quality, entries)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ScheduleError(f"{label(place)}: cannot be made a folder ({error.strerror}). Name another one.") from error
-    for entry, schedule in zip(entries, schedules, strict=True):
-        write_schedule(schedule, place / entry.file)
-    index = {
+    for file, data in files.items():
+        write_atomically(place / file, data)
+    write_atomically(place / INDEX, index)
+    _remove_leftovers(place, set(files))
+    return FrontierIndex(folder=place, quality=quality, entries=entries)
+
+
+def _index_bytes(quality: str, entries: Sequence[FrontierEntry]) -> bytes:
+    """The content of ``frontier.json``, within the limits of R1."""
+    document = {
         "format": FRONTIER_FORMAT,
         "version": f"{VERSION[0]}.{VERSION[1]}",
         "quality": quality,
         "entries": [_entry_document(entry) for entry in entries],
     }
-    write_atomically(place / INDEX, f"{pretty(index)}\n".encode())
-    _remove_leftovers(place, {entry.file for entry in entries})
-    return FrontierIndex(folder=place, quality=quality, entries=entries)
+    data = f"{pretty(document)}\n".encode()
+    naming(INDEX, lambda: _json.refuse_limits(data, fix="Write fewer schedules, or fewer measurements of each."))
+    return data
 
 
 def _entry_document(entry: FrontierEntry) -> dict[str, object]:

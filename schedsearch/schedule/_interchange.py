@@ -255,6 +255,11 @@ def _schedule(
 
 
 def _refuse_other_parts(schedule: Schedule, whose: str, rule: str) -> None:
+    for step, solver in enumerate(schedule.solver):
+        if solver != Solver():
+            found = f"{solver.family} of order {solver.order}, {solver.prediction}, corrector {solver.corrector}"
+            wanted = f"plain Euler, as {whose} format cannot say another"
+            raise ScheduleFormatError(f"steps.solver[{step}]", found=found, expected=wanted, rule=rule)
     for part in ("guidance", "precision", "pruned", "tables"):
         if getattr(schedule, part):
             raise ScheduleFormatError(

@@ -19,6 +19,9 @@ from schedsearch.schedule._vocabulary import MAX_FILE_BYTES, MAX_INT_DIGITS, MAX
 # A string, closed or not, or one bracket. The possessive repeat and the optional closing quote keep this linear.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
+_MAX_LISTED = 20
+"""Most legal keys that an error lists; a big ECAD file has thousands."""
+
 
 class _Object(dict[str, object]):
     """A JSON object that remembers the first key it was given twice."""
@@ -49,12 +52,16 @@ def _integer(literal: str) -> object:
     return int(literal) if len(literal) <= MAX_INT_DIGITS else _Digits(literal)
 
 
-def _refuse_size(data: bytes) -> None:
+def refuse_limits(data: bytes, *, fix: str) -> None:
+    """Refuse what is beyond the limits of R1, without parsing it; ``fix`` says how to make it smaller.
+
+    Raises:
+        ScheduleFormatError: if ``data`` has too many bytes, too many items or too many levels, or is empty.
+    """
     if len(data) > MAX_FILE_BYTES:
         raise ScheduleFormatError(
-            "", found=f"{len(data)} bytes", expected=f"at most {MAX_FILE_BYTES}", rule="R1",
-            fix="Large tensors belong into the .safetensors file beside it.",
-        )  # fmt: skip
+            "", found=f"{len(data)} bytes", expected=f"at most {MAX_FILE_BYTES}", rule="R1", fix=fix
+        )
     if not data.strip():
         raise ScheduleFormatError(
             "", found="an empty file", expected="a JSON object", rule="R1",
@@ -62,7 +69,8 @@ def _refuse_size(data: bytes) -> None:
         )  # fmt: skip
     items = max(data.count(b",") + data.count(b"[") + data.count(b"{"), data.count(b'"') // 4)
     if items > MAX_ITEMS:
-        raise ScheduleFormatError("", found=f"about {items} items", expected=f"at most {MAX_ITEMS}", rule="R1")
+        raise ScheduleFormatError("", found=f"about {items} items", expected=f"at most {MAX_ITEMS}", rule="R1", fix=fix)
+    _refuse_nesting(data)
 
 
 def _refuse_nesting(data: bytes) -> None:
@@ -111,8 +119,7 @@ def parse(data: bytes) -> dict[str, object]:
     Raises:
         ScheduleFormatError: for anything but a strict UTF-8 JSON object within the limits of FORMAT.md R1 and R2.
     """
-    _refuse_size(data)
-    _refuse_nesting(data)
+    refuse_limits(data, fix="Large tensors belong into the .safetensors file beside it.")
     try:
         content = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -143,11 +150,15 @@ def members(
     """``value`` as an object that has every ``required`` key and, unless ``tolerant``, only ``known`` ones."""
     if not isinstance(value, dict):
         raise ScheduleFormatError(path, found=quote(value), expected="an object {...}", rule=rule)
+    legal = frozenset(known)
     for key in value:
-        if key not in known and not tolerant:
-            close = difflib.get_close_matches(key[:80], known, n=1)
+        if key not in legal and not tolerant:
+            close = difflib.get_close_matches(key[:80], legal, n=1)
+            listed = ", ".join(sorted(legal)[:_MAX_LISTED]) + (
+                f", ... ({len(legal)} names)" * (len(legal) > _MAX_LISTED)
+            )
             raise ScheduleFormatError(
-                join(path, key), found="an unknown key", expected=f"one of {', '.join(sorted(known))}", rule=rule,
+                join(path, key), found="an unknown key", expected=f"one of {listed}", rule=rule,
                 fix=f"Did you mean {close[0]!r}?" if close else "Remove it.",
             )  # fmt: skip
     for key in required:

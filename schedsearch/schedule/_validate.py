@@ -224,7 +224,7 @@ def precision(path: str, rules: object) -> tuple[PrecisionRule, ...]:
 
 
 def pruned(path: str, names: object, rows: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Names of removed modules, sorted, each once, none that a row speaks of."""
+    """Names of removed modules, sorted, each once, none that a row speaks of; what lies inside another is left out."""
     items = sequence(path, names, MAX_PRUNED, "R14")
     if not items:
         return ()
@@ -236,15 +236,19 @@ def pruned(path: str, names: object, rows: Iterable[tuple[str, str]]) -> tuple[s
             f"{path}[{legal.index(MODEL_ROW)}]", found="'model'", expected="a module inside it", rule="R14"
         )
     for name, _ in rows:
-        parts = name.split(".")
-        for k in range(1, len(parts) + 1):
-            head = ".".join(parts[:k])
+        for head in (*_modules_around(name), name):
             if head in gone:
                 raise ScheduleFormatError(
                     f"{path}[{legal.index(head)}]", found=f"{quote(head)}, while ops has a row {quote(name)}",
                     expected="a module without rows", fix="Drop the row, or keep the module.", rule="R14",
                 )  # fmt: skip
-    return tuple(sorted(legal, key=natural))
+    return tuple(sorted((name for name in legal if gone.isdisjoint(_modules_around(name))), key=natural))
+
+
+def _modules_around(name: str) -> list[str]:
+    """Names of the modules that hold the module ``name``, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
 
 
 def table_tensor(path: str, item: object) -> TableTensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from math import isfinite
+from typing import Any, get_args, get_origin, get_type_hints
 
 from schedsearch.errors import UsageError
 from schedsearch.protocols import Searcher
@@ -14,7 +15,7 @@ from schedsearch.search._ecad import Ecad, EcadConfig
 from schedsearch.search._random import RandomConfig, RandomSearch
 from schedsearch.search._stop import Ended, Stop
 from schedsearch.search.loop import run
-from schedsearch.space import SearchSpace
+from schedsearch.space import SearchSpace, shown
 from schedsearch.study import Objective
 
 SEARCHERS: dict[str, Any] = {searcher.name: searcher for searcher in (Anneal, Ecad, RandomSearch)}
@@ -47,25 +48,30 @@ def make_searcher(
     searcher = SEARCHERS[name]
     defaults = searcher.Config()
     known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+    kinds = get_type_hints(searcher.Config)
     options = {}
     for key, value in config.items():
         if key not in known:
             raise UsageError(
                 f"search {name}: found the option {key!r}, expected one of {', '.join(known)}.{_hint(key, known)}"
             )
-        options[key] = _as_kind(f"search {name}, {key}", value, known[key])
+        options[key] = _as_kind(f"search {name}, {key}", value, kinds[key], f"a value such as {known[key]!r}")
     made: Searcher = searcher(space, seed=seed, objectives=tuple(objectives), config=searcher.Config(**options))
     return made
 
 
-def _as_kind(path: str, value: object, default: object) -> object:
-    """``value`` in the kind of ``default``: lists become tuples, whole numbers floats; nothing else is converted."""
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+_WORDS = {int: "a whole number", float: "a finite number", str: "text"}
+
+
+def _as_kind(path: str, value: object, kind: Any, wanted: str) -> object:
+    """``value`` as the declared ``kind``: lists become tuples, whole numbers floats; nothing else is converted."""
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        inner = get_args(kind)[0]
+        return tuple(_as_kind(f"{path}[{i}]", item, inner, _WORDS[inner]) for i, item in enumerate(value))
+    if kind is float and type(value) is int and abs(value) < 2**1000:
         return float(value)
-    if type(value) is not type(default):
-        raise UsageError(f"{path}: found {value!r}, expected a value such as {default!r}.")
+    if type(value) is not (get_origin(kind) or kind) or (isinstance(value, float) and not isfinite(value)):
+        raise UsageError(f"{path}: found {shown(value)}, expected {wanted}.")
     return value
 
 

@@ -2,5 +2,6 @@
 
 from schedsearch.space._load import load_space, shipped_spaces
 from schedsearch.space._space import LEVELS, Forbidden, SearchSpace
+from schedsearch.space._yaml import read_yaml, shown
 
-__all__ = ["LEVELS", "Forbidden", "SearchSpace", "load_space", "shipped_spaces"]
+__all__ = ["LEVELS", "Forbidden", "SearchSpace", "load_space", "read_yaml", "shipped_spaces", "shown"]

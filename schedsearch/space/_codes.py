@@ -35,7 +35,7 @@ def codes_of(rows: Sequence[str]) -> Codes:
     [[0, 1, 2], [0, 0, 5]]
     """
     joined = np.frombuffer("".join(rows).encode(), dtype=np.uint8)
-    return _CODE_OF[joined].reshape(len(rows), -1)
+    return _CODE_OF[joined].reshape(len(rows), -1 if rows else 0)
 
 
 def rows_of(codes: Codes) -> list[str]:
@@ -77,28 +77,25 @@ def canonical(codes: Codes, *, parents: npt.NDArray[np.intp], has_model_row: boo
         landing: from `landing_table`.
 
     Step 0 computes everywhere. Where a coarser row does not compute, finer rows say compute. A code its row cannot
-    take, or its history cannot carry, lands where `landing_table` says. Each pass can only turn cells into compute, so
-    the passes end.
+    take, or its history cannot carry, lands where `landing_table` says. Steps are settled one after the other, because
+    a cell that lands on compute is history for the steps after it.
     """
     out: Codes = codes.copy()
     out[:, 0] = COMPUTE_CODE
     children = np.flatnonzero(parents >= 0)
     owners = parents[children]
-    rows = np.arange(len(out))[:, None]
-    out = landing[rows, out, _MAX_HISTORY]
-    while True:
-        active = np.ones(out.shape, dtype=bool)
-        if has_model_row:
-            idle = out[0] != COMPUTE_CODE
-            out[1:, idle] = COMPUTE_CODE
-            active[1:, idle] = False
-        if len(children):
-            covered = out[owners] != COMPUTE_CODE
-            out[children] = np.where(covered, COMPUTE_CODE, out[children])
-            active[children] &= ~covered
-        computes = active & (out == COMPUTE_CODE)
-        history = np.minimum(np.cumsum(computes, axis=1) - computes, _MAX_HISTORY)
-        landed: Codes = landing[rows, out, history]
-        if np.array_equal(landed, out):
-            return out
-        out = landed
+    rows = np.arange(len(out))
+    history = np.zeros(len(out), dtype=np.intp)
+    for step in range(out.shape[1]):
+        landed: Codes = landing[rows, out[:, step], history]
+        computes = landed == COMPUTE_CODE
+        if has_model_row and not computes[0]:
+            landed[1:] = COMPUTE_CODE
+            computes[1:] = False
+        else:
+            overruled = children[~computes[owners]]
+            landed[overruled] = COMPUTE_CODE
+            computes[overruled] = False
+        history = np.minimum(history + computes, _MAX_HISTORY)
+        out[:, step] = landed
+    return out

@@ -15,11 +15,11 @@ from typing import NoReturn
 from schedsearch.errors import SpaceError
 from schedsearch.schedule import COMPUTE, MAX_STEPS, MODEL_ROW, OPS, SKIP, ModelRef
 from schedsearch.space._space import LEVELS, Forbidden, SearchSpace
+from schedsearch.space._yaml import read_yaml, shown, shown_key
 from schedsearch.types import BlockSpec
 
 FORMAT = "schedsearch.space"
 VERSION = 1
-MAX_BYTES = 256 * 1024
 
 _PACKAGE = "schedsearch_spaces"
 _MARK = f"\nformat: {FORMAT}\n"
@@ -49,62 +49,20 @@ def load_space(
         SpaceError: if there is no such file, it is not valid YAML, or any of it is unknown, of the wrong type or
             illegal.
     """
-    where, text = _read(source)
-    return _Reader(where).space(_parse(where, text), model, tuple(blocks), tuple(float(level) for level in sigma))
+    where, document = _read(source)
+    return _Reader(where).space(document, model, tuple(blocks), tuple(float(level) for level in sigma))
 
 
-def _read(source: str | Path) -> tuple[str, str]:
-    """The file's name for messages, and its text."""
+def _read(source: str | Path) -> tuple[str, object]:
+    """The file's name for messages, and what it holds."""
     if isinstance(source, str) and source in shipped_spaces():
-        file = importlib.resources.files(_PACKAGE) / f"{source}.yaml"
-        return f"{source}.yaml", file.read_text(encoding="utf-8")
+        name = f"{source}.yaml"
+        return name, read_yaml(importlib.resources.files(_PACKAGE) / name, name, SpaceError)
     path = Path(source)
     if not path.is_file():
         names = ", ".join(shipped_spaces())
         raise SpaceError(f"{source}: found no such space, expected one of {names}, or the path of a YAML file.")
-    if path.stat().st_size > MAX_BYTES:
-        raise SpaceError(f"{path}: found {path.stat().st_size} bytes, expected at most {MAX_BYTES}.")
-    try:
-        return path.name, path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SpaceError(
-            f"{path}: found bytes that are not UTF-8 ({error.reason}), expected a YAML text file."
-        ) from None
-
-
-def _parse(where: str, text: str) -> object:
-    import yaml
-
-    try:
-        document = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_doubles(where, document, "", set())
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "a fault"
-        raise SpaceError(f"{where}{line}: found invalid YAML ({problem}), expected a space file.") from None
-    except RecursionError:
-        raise SpaceError(f"{where}: found YAML nested too deeply, expected a space file.") from None
-
-
-def _refuse_doubles(where: str, node: object, path: str, seen: set[int]) -> None:
-    """YAML readers keep the last of two equal keys without a word, and expand aliases; neither has a use here."""
-    import yaml
-
-    if id(node) in seen:
-        raise SpaceError(f"{where}: {path}: found a YAML alias, expected the value itself; write it out.")
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        for key, (_, child) in zip(keys, node.value, strict=True):
-            here = f"{path}.{key}" if path else str(key)
-            if keys.count(key) > 1:
-                raise SpaceError(f"{where}: {here}: found the key twice, expected it once; remove one.")
-            _refuse_doubles(where, child, here, seen)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, child in enumerate(node.value):
-            _refuse_doubles(where, child, f"{path}[{i}]", seen)
+    return path.name, read_yaml(path, path.name, SpaceError)
 
 
 class _Reader:
@@ -151,9 +109,9 @@ class _Reader:
         legal = OPS.replace(SKIP, "") if level == MODEL_ROW else OPS
         for char in text:
             if char not in legal:
-                self._fail(path, repr(char), f"symbols out of {legal}", "Remove it.")
+                self._fail(path, shown(char), f"symbols out of {legal}", "Remove it.")
         if COMPUTE not in text or len(set(text)) != len(text):
-            self._fail(path, repr(text), f"{COMPUTE} and every symbol once", "Write each symbol once, C among them.")
+            self._fail(path, shown(text), f"{COMPUTE} and every symbol once", "Write each symbol once, C among them.")
         return "".join(char for char in OPS if char in text)
 
     def _counts(self, value: object, default: int) -> tuple[int, ...]:
@@ -174,7 +132,7 @@ class _Reader:
         table = self._mapping("pruned", value, needed=("max_fraction", "blocks"))
         fraction = table["max_fraction"]
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction < 1.0:
-            self._fail("pruned.max_fraction", repr(fraction), "a number from 0 to below 1", "Some block must stay.")
+            self._fail("pruned.max_fraction", shown(fraction), "a number from 0 to below 1", "Some block must stay.")
         globs = [
             self._text(f"pruned.blocks[{i}]", item)
             for i, item in enumerate(self._list("pruned.blocks", table["blocks"]))
@@ -191,7 +149,7 @@ class _Reader:
             for char in symbols:
                 if char not in OPS or char == COMPUTE:
                     self._fail(
-                        f"{here}.symbols", repr(char), f"symbols out of {OPS[1:]}", "Computing is always allowed."
+                        f"{here}.symbols", shown(char), f"symbols out of {OPS[1:]}", "Computing is always allowed."
                     )
             reason = self._text(f"{here}.reason", rule["reason"])
             if not reason:
@@ -218,7 +176,7 @@ class _Reader:
             self._fail(path, _kind(value), f"a mapping with {', '.join(known)}", "See spaces/README.md.")
         for key in value:
             if key not in known:
-                here = f"{path}.{key}" if path else str(key)
+                here = f"{path}.{shown_key(key)}" if path else shown_key(key)
                 self._fail(here, "an unknown key", f"one of {', '.join(known)}", "Remove it or correct its spelling.")
         for key in needed:
             if key not in value:
@@ -237,13 +195,13 @@ class _Reader:
 
     def _integer(self, path: str, value: object, low: int, high: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self._fail(path, repr(value), f"a whole number from {low} to {high}, or default", "Correct it.")
+            self._fail(path, shown(value), f"a whole number from {low} to {high}, or default", "Correct it.")
         return value
 
     def _exactly(self, path: str, value: object, wanted: object) -> None:
         if value != wanted or isinstance(value, bool):
-            self._fail(path, repr(value), repr(wanted), "It is the only value this release supports.")
+            self._fail(path, shown(value), repr(wanted), "It is the only value this release supports.")
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"
+    return "nothing" if value is None else f"{type(value).__name__} {shown(value)}"

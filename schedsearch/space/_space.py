@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from schedsearch.errors import SpaceError
-from schedsearch.schedule import COMPUTE, MODEL_ROW, OPS, ModelRef, Schedule, Solver
+from schedsearch.schedule import COMPUTE, MODEL_ROW, OPS, SKIP, ModelRef, Schedule, Solver
 from schedsearch.space._codes import PRUNED_CODE, Codes, canonical, codes_of, landing_table, rows_of
 from schedsearch.space._count import CountedBlock, count_schedules
 from schedsearch.space._grid import resampled
@@ -46,7 +46,7 @@ class SearchSpace:
         sigma: `(n_steps + 1,)` the default noise levels.
         levels: pairs ``(level, symbols)``, coarse first; a level that is not searched is absent.
         counts: legal numbers of steps, ascending; the default one is among them.
-        prunable: blocks that may be removed for the whole run.
+        prunable: blocks that may be removed for the whole run, unless ``forbidden`` says they may not be skipped.
         max_pruned: most blocks that may be removed at once.
         forbidden: exceptions to ``levels``.
     """
@@ -226,7 +226,10 @@ class SearchSpace:
             return f"steps: found {found.n_steps} steps, expected one of {_brief(self.counts)}"
         for part in ("sigma", "solver", "guidance", "precision", "tables", "pruned"):
             if getattr(found, part) != getattr(legal, part):
-                note = f"at most {self.max_pruned} prunable blocks" if part == "pruned" else "frozen in this space"
+                note = "frozen in this space"
+                if part == "pruned":
+                    reasons = [reason for name in found.pruned if (reason := self._must_stay(name))]
+                    note = reasons[0] if reasons else f"at most {self.max_pruned} prunable blocks"
                 return f"{part}: found {getattr(found, part)!r}, expected {getattr(legal, part)!r} ({note})"
         for name, row in found.ops:
             if name not in self.row_names:
@@ -303,9 +306,13 @@ class SearchSpace:
 
     @cached_property
     def _removable(self) -> tuple[str, ...]:
-        """Blocks that may be removed and have a row to say it in."""
+        """Blocks that may be removed and have a row to say it in; not those whose row must not skip."""
         owners = {self._owner.get(name, name) for name in self.row_names}
-        return tuple(name for name in self.prunable if name in owners)
+        return tuple(name for name in self.prunable if name in owners and not self._must_stay(name))
+
+    def _must_stay(self, block: str) -> str:
+        """Why ``block`` may not be skipped, and so not be removed either; empty if it may."""
+        return next((r.reason for r in self.forbidden if SKIP in r.symbols and fnmatchcase(block, r.rows)), "")
 
     @cached_property
     def _has_model_row(self) -> bool:

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from schedsearch_calibration import choose, flux_mini_path, prompt_set, prompt_set_names
+from schedsearch_calibration.flux_mini import COLOURS, WHITE_SHARE
 
 SETS = ("flux-mini-calibration", "flux-mini-held-out")
 
@@ -37,8 +38,8 @@ def test_a_set_has_training_captions_and_the_training_share_of_white(name):
         assert word == "background"
         colours[colour] += 1
         categories[known[caption]] += 1
-    assert colours.pop("white") == round(0.4 * 64)
-    assert set(colours) == set(choose.COLOURS)
+    assert colours.pop("white") == round(WHITE_SHARE * 64)
+    assert set(colours) == set(COLOURS) - {"white"}
     assert max(colours.values()) - min(colours.values()) <= 1
     for category, count in Counter(known.values()).items():
         assert abs(categories[category] - 64 * count / 1280) < 1, category

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 import schedsearch_calibration
 from schedsearch.errors import UsageError
-from schedsearch_calibration import _prompts, digest, flux_mini_path, prompt_set, prompt_set_names, read_prompts
+from schedsearch_calibration import (
+    _prompts,
+    bundled_path,
+    digest,
+    flux_mini_path,
+    prompt_set,
+    prompt_set_names,
+    read_prompts,
+)
 
 SIZES = {"flux-mini-calibration": 64, "flux-mini-held-out": 64, "general-calibration": 32, "general-held-out": 32}
 
@@ -49,6 +57,23 @@ def test_no_word_of_the_flux_mini_prompts_is_unknown_to_its_tokenizer():
             ids = words.encode(prompt).ids
             assert unknown not in ids, prompt
             assert len(ids) <= 16, prompt
+
+
+def test_a_bundled_model_is_found_by_its_name(tmp_path, monkeypatch):
+    assert bundled_path("flux-mini") == flux_mini_path()
+    with pytest.raises(UsageError, match=r"bundled: found 'flux-maxi', expected one of flux-mini, which ship with"):
+        bundled_path("flux-maxi")
+    with pytest.raises(UsageError, match=r"found '\.\./prompts'"):
+        bundled_path("../prompts")
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "model_index.json").write_text("{}")
+    monkeypatch.setattr(schedsearch_calibration, "_MODELS", tmp_path)
+    assert bundled_path("another") == tmp_path / "another"
+
+
+def test_a_whole_surrogate_pair_is_one_character(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "\\ud83d\\ude00"}\n', "utf-8")
+    assert read_prompts(tmp_path / "a.jsonl").prompts == ("\N{GRINNING FACE}",)
 
 
 def test_an_unknown_set_is_an_error_with_the_names():
@@ -101,6 +126,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
         ("a.jsonl", b'["x"]\n', r'a.jsonl:1: found no text under "prompt"'),
         ("a.jsonl", b'{"prompt": " "}\n', r'a.jsonl:1: found no text under "prompt"'),
         ("a.jsonl", b"[" * 200_000, r"a.jsonl:1: found text that is not JSON"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "a\\nb"}\n', r"a.jsonl:2: found a line break inside the prompt"),
+        ("a.jsonl", b'{"prompt": "a\\r\\nb"}\n', r"a.jsonl:1: found a line break inside the prompt"),
+        ("a.jsonl", b'\n{"prompt": "a \\ud83d b"}\n', r"a.jsonl:2: found half of a surrogate pair"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_place_and_reason(tmp_path, name, content, text):

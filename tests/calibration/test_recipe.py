@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from schedsearch.errors import UsageError
-from schedsearch_calibration.flux_mini import data, tokenizer, transformer, vae
+from schedsearch_calibration.flux_mini import COLOURS, data, tokenizer, transformer, vae
 from schedsearch_calibration.flux_mini._training import Settings, rate, train
 from schedsearch_calibration.flux_mini.train import Recipe, app, run
 
@@ -102,7 +102,7 @@ def test_composing_mixes_by_alpha():
 
 def test_backgrounds_are_white_two_times_in_five_and_else_even():
     drawn = data.draw_colours(70_000, torch.Generator().manual_seed(0))
-    shares = torch.bincount(drawn, minlength=len(data.COLOURS)) / len(drawn)
+    shares = torch.bincount(drawn, minlength=len(COLOURS)) / len(drawn)
     assert abs(float(shares[0]) - 0.4) < 0.01
     assert (shares[1:] - 0.6 / 7).abs().max() < 0.006
 
@@ -154,9 +154,9 @@ def test_a_failing_npm_is_quoted(tmp_path, monkeypatch):
 def test_the_tokenizer_knows_its_words_and_pads_to_16():
     words = tokenizer.build(["red apple", "first-place medal", "blue", "background"])
     ids = transformer.tokens_of(("red apple",), words)
-    assert ids.shape == (1, len(data.COLOURS), tokenizer.LENGTH)
+    assert ids.shape == (1, len(COLOURS), tokenizer.LENGTH)
     apple = words.convert_tokens_to_ids("apple")
-    blue = list(data.COLOURS).index("blue")
+    blue = list(COLOURS).index("blue")
     known = words("Red APPLE, blue background").input_ids
     assert ids[0, blue, : len(known)].tolist() == known
     assert known[1] == apple

@@ -117,6 +117,12 @@ def test_a_card_file_overrides_only_what_it_says(copy):
     assert (card.steps, card.true_cfg_scale, card.height) == (9, 2.0, 512)
 
 
+BOMB = "name: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"a{i}: &{chr(97 + i)} [{','.join([f'*{chr(96 + i)}'] * 9)}]\n" for i in range(1, 8)
+)
+"""A few hundred bytes that would be millions of items."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -130,19 +136,28 @@ def test_a_card_file_overrides_only_what_it_says(copy):
         ("height: 66", r"height: found 66, expected a multiple of 4"),
         ("weights: elsewhere", r"found the key weights, expected none"),
         ("- steps", r"schedsearch.yaml: found list, expected `key: value` lines"),
-        ("steps: [", r"schedsearch.yaml: is not YAML"),
-        ("!!python/object/apply:os.getcwd []", r"schedsearch.yaml: is not YAML"),
+        ("steps: [", r"schedsearch.yaml line 1: found invalid YAML"),
+        ("!!python/object/apply:os.getcwd []", r"schedsearch.yaml line 1: found invalid YAML"),
+        (BOMB, r"schedsearch.yaml: a1\[0\]: found a YAML alias, expected the value itself"),
+        ("name: 2001-99-99", r"schedsearch.yaml: name: found a value that cannot be read \(month must be in 1"),
+        ("steps: " + "9" * 5000, r"schedsearch.yaml: steps: found a number of 5000 characters"),
+        ("steps: " + "[" * 5000, r"schedsearch.yaml: found YAML nested too deeply"),
+        ("steps: " + "x" * 5000, r"steps: found 'x{56}\.\.\., expected a whole number"),
+        ("x" * 900 + ": 1", r"found the key 'x{56}\.\.\., expected one of"),
+        ("# " + "x" * 300_000, r"schedsearch.yaml: found more than 262144 bytes"),
+        ("name: caf\xe9", r"schedsearch.yaml: found bytes that are not UTF-8"),
     ],
 )
 def test_a_wrong_card_file_is_refused_with_key_and_reason(copy, text, message):
-    (copy / "schedsearch.yaml").write_text(text)
-    with pytest.raises(UsageError, match=message):
+    (copy / "schedsearch.yaml").write_text(text, "latin-1")
+    with pytest.raises(UsageError, match=message) as caught:
         find_card(str(copy))
+    assert len(str(caught.value)) < 600
 
 
 def test_another_kind_of_pipeline_is_refused_by_its_class(copy):
     edit(copy / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    with pytest.raises(UsageError, match=r"class StableDiffusionXLPipeline, expected FluxPipeline\."):
+    with pytest.raises(UsageError, match=r"class 'StableDiffusionXLPipeline', expected FluxPipeline\."):
         find_card(str(copy))
 
 
@@ -155,6 +170,9 @@ def test_names_that_are_nothing_say_what_would_be(tmp_path, copy):
         find_card(str(copy / "model_index.json"))
     (copy / "vae" / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"vae.config.json: cannot be read as JSON"):
+        find_card(str(copy))
+    (copy / "vae" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"vae.config.json: cannot be read as JSON \(nested too deeply\)"):
         find_card(str(copy))
     (copy / "vae" / "config.json").unlink()
     with pytest.raises(ModelNotFoundError, match=r"vae.config.json: no such file"):
@@ -178,6 +196,40 @@ def test_the_list_shows_flux_pipelines_of_the_cache_and_no_others(cache):
     assert found["someone/mine"] == (True, str(snapshot))
     assert found["someone/config-only"][0] is False
     assert "someone/other" not in found
+
+
+def test_one_bad_entry_of_the_cache_does_not_hide_the_others(cache):
+    def bad(name: str) -> Path:
+        return put_in_cache(cache, f"bad/{name}", flux_mini_path(), weights=False)
+
+    (bad("index") / "transformer" / "d.safetensors.index.json").write_text('{"weight_map": {"a": "d-1')
+    (bad("map") / "vae" / "d.safetensors.index.json").write_text('{"weight_map": [1]}')
+    (bad("shard") / "vae" / "d.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 5000}}))
+    (bad("card") / "schedsearch.yaml").write_text(BOMB)
+    (bad("deep") / "vae" / "config.json").write_text("[" * 100_000)
+    (bad("list") / "model_index.json").write_text("[]")
+    (bad("ref").parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    (cache / "models---a--b").mkdir()
+    (cache / "models--a--b--c").mkdir()
+    put_in_cache(cache, "someone/mine", flux_mini_path())
+    found = {status.card.name: status for status in cards()}
+    assert set(found) == {"flux", "flux-mini", "someone/mine", "bad/index", "bad/map", "bad/shard"}
+    assert {name for name, status in found.items() if status.at_hand} == {"flux-mini", "someone/mine"}
+    (snapshot,) = (cache / "models--bad--index" / "snapshots").iterdir()
+    assert r"transformer/ (cannot be read: Unterminated string" in " ".join(_weights.missing_parts(snapshot))
+
+
+@pytest.mark.parametrize(
+    "name", ["foo--bar/x", "a/..", "-a/b", "a/b.git", "a" * 120 + "/b", "x" * 5000, "~nobody-here/x"]
+)
+def test_what_no_repository_can_be_called_is_nothing_at_hand(cache, name):
+    with pytest.raises(
+        ModelNotFoundError, match=r"^model: found '.*expected one of flux, flux-mini, a local"
+    ) as caught:
+        find_card(name)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(ModelNotFoundError, match="are not at hand"):
+        load_pipeline(replace(find_card("flux"), weights=name[:100]))
 
 
 def test_missing_parts_are_named_one_by_one(copy):
@@ -366,6 +418,19 @@ def test_being_quiet_leaves_everything_as_it_was(capfd):
     diffusers_logging.set_verbosity(before[0])
     assert state() == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"bundled": "flux-maxi"}, r"bundled: found 'flux-maxi', expected one of flux-mini"),
+        ({"bundled": "flux-mini", "steps": 4}, r"models.yaml: new: found keys beside bundled, expected none"),
+    ],
+)
+def test_a_named_entry_that_cannot_be_a_bundled_model(monkeypatch, entry, message):
+    monkeypatch.setattr(_models, "_named_entries", lambda: {"new": entry})
+    with pytest.raises(UsageError, match=message):
+        find_card("new")
 
 
 def test_the_named_entries_make_cards():

@@ -8,6 +8,7 @@ Run as a program, it is killed again and again until it gets through.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
 import random
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from schedsearch.evaluate import CostModel
+from schedsearch.evaluate import CostModel, evaluate_held_out
 from schedsearch.optimize import Display, Optimized, OptimizeSettings, _bench, _finals, _run, optimize
 from schedsearch_calibration import PromptSet, prompt_set
 
@@ -35,6 +36,7 @@ def shrink() -> None:
     _bench.LADDER = _finals.LADDER = (2.0,)
     _finals.FRESH = _finals.AT_BUDGET = 2
     _run.prompt_set = few
+    _finals.evaluate_held_out = functools.partial(evaluate_held_out, repeats=3, warmup=1)
 
 
 def job(model: Path, out: Path, *, resume: bool, **options: object) -> Optimized:

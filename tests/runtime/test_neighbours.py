@@ -97,7 +97,7 @@ def test_another_kind_of_scheduler_is_refused(mini: Any) -> None:
     schedule, original = schedule_for(mini), mini.scheduler
     mini.scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
     try:
-        with pytest.raises(UnsupportedFeatureError, match=r"pipe\.scheduler: found a UniPCMultistepScheduler, expected"):
+        with pytest.raises(UnsupportedFeatureError, match="found a UniPCMultistepScheduler, expected"):
             apply(mini, schedule)
         with pytest.raises(UnsupportedFeatureError, match="found a UniPCMultistepScheduler"):
             default_sigmas(mini, 6, height=64, width=64)

@@ -44,14 +44,50 @@ def test_what_tests_quote_is_in_the_specification():
     assert [quote for quote in quotes if quote not in FLAT] == []
 
 
-@pytest.mark.parametrize(
-    "limit",
-    ["MAX_FILE_BYTES", "MAX_NESTING", "MAX_ITEMS", "MAX_INT_DIGITS", "MAX_STEPS", "MAX_ROWS", "MAX_OP_CHARS",
-     "MAX_TEXT", "MAX_NAME", "MAX_RULES", "MAX_STARS", "MAX_PRUNED", "MAX_TENSORS", "MAX_RANK", "MAX_DIMENSION",
-     "MAX_PIXELS", "MAX_BATCH", "MAX_ADAPTERS", "MAX_MEASURED", "MAX_PARENTS", "MAX_SCHEDULES", "MAX_ORDER"],
-)  # fmt: skip
-def test_every_limit_is_stated(limit):
-    assert re.search(rf"(?<![\d,]){getattr(words, limit):,}(?![\d,]\d)", SPEC), limit
+LIMITS = {
+    "MAX_FILE_BYTES": ("R1", "({:,} bytes)"),
+    "MAX_NESTING": ("R1", "nest deeper than {:,};"),
+    "MAX_ITEMS": ("R1", "number more than {:,},"),
+    "MAX_INT_DIGITS": ("R2", "whole numbers of more than {:,} characters"),
+    "MAX_TEXT": ("R5", "at most {:,} characters long"),
+    "MAX_NAME": ("R5", "names at most {:,}."),
+    "MAX_STEPS": ("R7", "1 to {:,} steps"),
+    "MAX_ORDER": ("R8", "`order`: 1 to {:,};"),
+    "MAX_ROWS": ("R9", "At most {:,} rows"),
+    "MAX_OP_CHARS": ("R9", "and {:,} characters in all"),
+    "MAX_RULES": ("R13", "At most {:,} rules"),
+    "MAX_STARS": ("R13", "at most {:,} `*`"),
+    "MAX_PRUNED": ("R14", "At most {:,} module names"),
+    "MAX_TENSORS": ("R15", "names 1 to {:,} tensors"),
+    "MAX_RANK": ("R15", "at most {:,} dimensions"),
+    "MAX_DIMENSION": ("R15", "dimensions of 0 to {:,};"),
+    "MAX_PIXELS": ("R16", "1 to {:,} pixels"),
+    "MAX_BATCH": ("R16", "`batch` is 1 to {:,} "),
+    "MAX_ADAPTERS": ("R16", "at most {:,} names"),
+    "MAX_MEASURED": ("R17", "At most {:,} records"),
+    "MAX_PARENTS": ("R18", "at most {:,} ids"),
+    "MAX_SCHEDULES": ("R20", "1 to {:,} records"),
+}
+"""Limit -> the rule that owns it and the words in which it states it."""
+
+
+def paragraph(rule: str) -> str:
+    found = re.search(rf"^\*\*{rule}\. .+?(?=\n\n)", SPEC, re.MULTILINE | re.DOTALL)
+    assert found is not None, rule
+    return " ".join(found[0].split())
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_every_limit_is_stated_by_its_rule(limit):
+    rule, phrase = LIMITS[limit]
+    assert phrase.format(getattr(words, limit)) in paragraph(rule)
+
+
+def test_no_limit_is_left_out():
+    named = {name for name in vars(words) if name.startswith("MAX_")}
+    assert named - set(LIMITS) == {"MAX_COUNT"}
+    assert words.MAX_COUNT == 2**63 - 1
+    assert "within 64 signed bits" in paragraph("R18")
 
 
 LISTS = (NUMBER_FORMATS, words.FAMILIES, words.PREDICTIONS, words.CORRECTORS, words.TENSOR_DTYPES, tuple(words.OPS))

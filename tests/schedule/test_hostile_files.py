@@ -333,6 +333,14 @@ class TestPlaces:
         with pytest.raises(ScheduleFormatError, match=r"found (a folder|a pipe or a device)"):
             read_schedule(tmp_path)
 
+    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of open files on this system")
+    def test_a_folder_that_is_refused_is_closed_again(self, tmp_path):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(20):
+            with pytest.raises(ScheduleFormatError):
+                read_schedule(tmp_path)
+        assert len(list(Path("/proc/self/fd").iterdir())) < before + 20
+
     def test_a_name_that_no_file_can_have(self):
         with pytest.raises(ScheduleFormatError, match="null byte"):
             read_schedule("a\x00b")

@@ -23,6 +23,8 @@ from schedsearch.schedule import (
     Schedule,
     ScheduleVersionWarning,
     Solver,
+    Tables,
+    TableTensor,
     canonical_bytes,
     dumps,
     loads,
@@ -274,9 +276,30 @@ class TestWriting:
             Measurement(metric="m", unit="", better="max", value=0.0, low=0.0, high=0.0, n=1, device="é" * 2000)
             for _ in range(400)
         )
-        with pytest.raises(ScheduleFormatError, match=r"found a schedule of \d+ bytes, expected at most 4194304"):
+        with pytest.raises(ScheduleFormatError, match=r"found \d+ bytes, expected at most 4194304. Use rows of"):
             write_schedule(replace(big, measured=notes), tmp_path / "a.json")
         assert list(tmp_path.iterdir()) == []
+
+    def test_nothing_is_written_that_has_more_items_than_a_reader_takes(self, plain, tmp_path):
+        tensors = tuple(TableTensor(name=f"t{i}", shape=(1,) * 8, dtype="F32", role="r") for i in range(10_000))
+        many = replace(plain, tables=Tables(file="a.safetensors", sha256="c" * 64, tensors=tensors))
+        with pytest.raises(ScheduleFormatError, match=r"found about \d+ items, expected at most 100000"):
+            write_schedule(many, tmp_path / "a.json")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_writer_that_was_killed_leaves_nothing_after_the_next_one(self, plain, tmp_path):
+        path = tmp_path / "a.json"
+        write_schedule(plain, path)
+        code = (
+            "import os, signal, sys; from schedsearch.schedule import read_schedule, write_schedule; "
+            "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); "
+            "write_schedule(read_schedule(sys.argv[1]), sys.argv[1])"
+        )
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (-9, "")
+        assert len(list(tmp_path.iterdir())) == 2
+        write_schedule(plain, path)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_the_format_needs_no_array_library():

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schedsearch.errors import ScheduleError, ScheduleFormatError, UnsupportedVersionError, UsageError
 from schedsearch.schedule import (
     Budget,
     Measurement,
     Schedule,
+    Tables,
+    TableTensor,
     parse_budget,
     read_frontier,
     read_schedule,
     write_frontier,
+    write_schedule,
 )
 
 
@@ -36,6 +43,22 @@ def test_budgets_as_people_write_them(text, kind, value, shown):
     assert budget == Budget(kind=kind, value=value)
     assert str(budget) == shown
     assert parse_budget(shown) == budget
+
+
+@given(
+    st.builds(Budget, kind=st.just("speedup"), value=st.floats(1.0, 1e12))
+    | st.builds(Budget, kind=st.just("latency_ms"), value=st.floats(1e-9, 1e12))
+    | st.builds(Budget, kind=st.just("macs_fraction"), value=st.floats(1e-9, 1.0))
+)
+def test_the_text_of_a_budget_is_exact(budget):
+    assert parse_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    "text", ["1234567ms", "4.0000001x", "33.3333333%macs", "7%macs", "0.1ms", "123456789.123456789x"]
+)
+def test_no_digit_of_a_budget_is_lost(text):
+    assert str(parse_budget(text)) == text.replace("456789.123456789", "456789.12345679")  # a double has 17 digits
 
 
 @pytest.mark.parametrize(
@@ -79,6 +102,11 @@ def points(plain: Schedule) -> list[Schedule]:
     ]
 
 
+def distinct_points(point: Schedule, n: int) -> list[Schedule]:
+    """``n`` schedules that differ in one noise level."""
+    return [replace(point, sigma=(1.0 + i, *point.sigma[1:])) for i in range(n)]
+
+
 class TestFolder:
     """R20."""
 
@@ -97,6 +125,44 @@ class TestFolder:
         (tmp_path / ".frontier.json.0123456789ab.tmp").write_text("cut off")
         index = write_frontier(tmp_path, points[1:2], quality="psnr")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["frontier.json", "mine.json", index.entries[0].file]
+
+    def test_a_writer_that_was_killed_leaves_nothing_after_the_next_one(self, points, tmp_path):
+        source = tmp_path / "source.json"
+        write_schedule(points[0], source)
+        folder = tmp_path / "frontier"
+        code = (
+            "import os, signal, sys; from schedsearch.schedule import read_schedule, write_frontier; "
+            "calls = []; sync = os.fsync\n"
+            "def fsync(fd):\n"
+            "    calls.append(fd)\n"
+            "    os.kill(os.getpid(), signal.SIGKILL) if len(calls) == int(sys.argv[3]) else sync(fd)\n"
+            "os.fsync = fsync\n"
+            "write_frontier(sys.argv[2], [read_schedule(sys.argv[1])], quality='psnr')"
+        )
+        for at_call in (1, 2):  # while the schedule is written, while the index is
+            done = subprocess.run(
+                [sys.executable, "-c", code, source, folder, str(at_call)], capture_output=True, text=True
+            )
+            assert (done.returncode, done.stderr) == (-9, "")
+            assert [path.name for path in folder.iterdir() if path.suffix == ".tmp"]
+            index = write_frontier(folder, points[1:2], quality="psnr")
+            assert sorted(path.name for path in folder.iterdir()) == ["frontier.json", index.entries[0].file]
+
+    def test_nothing_is_written_or_removed_if_a_part_could_not_be_read(self, points, tmp_path):
+        """R19: "MUST refuse to write what R1 would refuse to read"."""
+        write_frontier(tmp_path, points, quality="psnr")
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        tensors = tuple(TableTensor(name=f"t{i}", shape=(1,) * 8, dtype="F32", role="r") for i in range(10_000))
+        large = replace(points[0], tables=Tables(file="a.safetensors", sha256="c" * 64, tensors=tensors))
+        with pytest.raises(ScheduleFormatError, match=r"^schedule-001-[0-9a-f]{8}\.json: found about \d+ items"):
+            write_frontier(tmp_path, [points[1], large], quality="psnr")
+        notes = [measured(psnr=1.0)[0]] * 1000
+        heavy = [replace(point, measured=tuple(notes)) for point in distinct_points(points[0], 12)]
+        with pytest.raises(
+            ScheduleFormatError, match=r"^frontier\.json: found about \d+ items.* Write fewer schedules"
+        ):
+            write_frontier(tmp_path, heavy, quality="psnr")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_the_same_schedules_give_the_same_bytes(self, points, tmp_path):
         for name in ("a", "b"):

@@ -229,6 +229,8 @@ class TestEcad:
             ({"ops": (("transformer_blocks.0.ff", "C1"),)}, "ops.transformer_blocks.0.ff[1]"),
             ({"guidance": (1.0, None)}, "guidance"),
             ({"pruned": ("a",)}, "pruned"),
+            ({"solver": (Solver(), Solver(family="dpm", order=2))}, "steps.solver[1]"),
+            ({"solver": (Solver(prediction="noise"), Solver())}, "steps.solver[0]"),
         ],
     )
     def test_what_it_cannot_say_is_refused(self, changes, path):
@@ -236,6 +238,15 @@ class TestEcad:
         with pytest.raises(ScheduleFormatError) as caught:
             to_ecad(schedule, double_blocks=1, single_blocks=1)
         assert caught.value.path == path
+
+    def test_an_unknown_key_in_a_big_file_is_a_short_error(self):
+        blocks = {f"{i}": {"full_attn": True, "full_ff": True, "full_ff_context": True} for i in range(3000)}
+        file = ecad_file(num_blocks=3000, num_single_blocks=0, schedule={"000": {**blocks, "x": {}}, "001": blocks})
+        with pytest.raises(
+            ScheduleFormatError, match=r"schedule\.000\.x: .* 1001, .*, \.\.\. \(3000 names\)"
+        ) as caught:
+            from_ecad(json.dumps(file), model=MODEL, sigma=(1.0, 0.5, 0.0))
+        assert len(str(caught.value)) < 400
 
 
 class TestSmoothCache:
@@ -311,3 +322,8 @@ class TestSmoothCache:
         with pytest.raises(ScheduleFormatError) as caught:
             to_smoothcache(imported(rows, 2), components=self.COMPONENTS)
         assert caught.value.path == path
+
+    def test_another_sampler_is_refused(self):
+        schedule = replace(imported({}, 2), solver=(Solver(), Solver(family="unipc", order=2)))
+        with pytest.raises(ScheduleFormatError, match=r"^steps\.solver\[1\]: found unipc of order 2, .*FORMAT.md R23"):
+            to_smoothcache(schedule, components=self.COMPONENTS)

@@ -205,6 +205,16 @@ class TestCanonicalForm:
         assert schedule.pruned == ("blocks.9", "blocks.10")
         assert [tensor.name for tensor in schedule.tables.tensors] == ["t9", "t10"]
 
+    def test_what_lies_inside_a_pruned_module_goes_with_it(self, plain):
+        """R14: "a pruned module inside another pruned module is left out"."""
+        outer = replace(plain, pruned=("a", "ab.c"))
+        assert replace(plain, pruned=("a.attn", "a", "a.b.c", "ab.c")) == outer
+        assert replace(plain, pruned=("a.attn", "a", "a.b.c", "ab.c")).id == outer.id
+
+    def test_a_row_of_nothing_but_compute_is_left_out_before_pruning_looks(self, plain):
+        """R14: "a row of nothing but `C` is left out by R9 before this rule looks"."""
+        assert replace(plain, pruned=("a",), ops=(("a.attn", "CCCC"),)).ops == ()
+
     def test_equal_content_is_equal_and_hashes_equal(self, plain):
         one = replace(plain, ops=(("a", "CCRC"), ("b", "CCCC")))
         two = replace(plain, ops=(("a", "CCRC"),))

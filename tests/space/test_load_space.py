@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from schedsearch.errors import SpaceError
@@ -106,11 +108,41 @@ def test_a_minimal_file_searches_what_it_names(file):
         ("- 1\n", r"mine.yaml: found list \[1\], expected a mapping"),
         ("!!python/object:os.system {}\n", r"found invalid YAML"),
         ("[" * 1200, r"mine.yaml.*: found (invalid YAML|YAML nested too deeply)"),
+        (GOOD + "summary: 2001-99-99\n", r"mine.yaml: summary: found a value that cannot be read \(month must be in 1"),
+        (GOOD + "summary: !!bool maybe\n", r"mine.yaml: summary: found a value that cannot be read"),
+        (
+            GOOD + "summary: " + "9" * 5000,
+            r"mine.yaml: summary: found a number of 5000 characters, expected at most 40",
+        ),
+        (GOOD + "steps: {min: 4, max: " + "9" * 40 + "}\n", r"steps.max: found 9{40}, expected a whole number"),
+        (GOOD + "steps: {min: 4, max: " + "x" * 90 + "}\n", r"steps.max: found 'x{56}\.\.\., expected a whole number"),
+        (GOOD + "'a\\nb\tc': 1\n", r"mine.yaml: 'a.*\\tc': found an unknown key"),
+        (GOOD + "? [a, b]\n: 1\n", r"found invalid YAML \(found unhashable key\)"),
+        (GOOD + "? &a [*a]\n: 1\n", r"found a YAML alias"),
     ],
 )
 def test_anything_wrong_is_named(file, text, message):
     with pytest.raises(SpaceError, match=message):
         load(file(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+        "".join(f"key{i}: 1\n" for i in range(20_000)),
+        "{" * 100_000,
+        "a: " + "1:" * 100_000 + "1",
+        "- " * 100_000,
+    ],
+    ids=["aliases", "keys", "braces", "base 60", "lists"],
+)
+def test_a_hostile_file_is_refused_quickly_and_briefly(file, text):
+    began = time.process_time()
+    with pytest.raises(SpaceError) as caught:
+        load(file(text))
+    assert time.process_time() - began < 8
+    assert len(str(caught.value)) < 400
 
 
 def test_no_such_space():
@@ -130,5 +162,5 @@ def test_a_file_that_is_no_text(tmp_path):
 def test_an_oversized_file(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_bytes(b"#" * 300_000)
-    with pytest.raises(SpaceError, match="found 300000 bytes, expected at most 262144"):
+    with pytest.raises(SpaceError, match=r"x\.yaml: found more than 262144 bytes, expected at most that"):
         load(path)

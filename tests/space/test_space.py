@@ -124,8 +124,32 @@ class TestRepair:
         names = tuple(block.name for block in SPACE.blocks)
         schedule = replace(SPACE.base, pruned=names)
         repaired = SPACE.repair(schedule)
-        assert repaired.pruned == ("transformer_blocks.0", "transformer_blocks.1")  # the first ones in running order
+        # the first ones in running order; transformer_blocks.0 must not be skipped, so it is not removed either
+        assert repaired.pruned == ("single_transformer_blocks.0", "transformer_blocks.1")
         assert repaired.ops == ()
+
+    def test_a_block_that_must_not_be_skipped_is_never_removed(self):
+        space = make_space(max_pruned=4)
+        schedules = [space.sample(np.random.default_rng(seed)) for seed in range(60)]
+        assert any(schedule.pruned for schedule in schedules)
+        assert not [schedule for schedule in schedules if "transformer_blocks.0" in schedule.pruned]
+        assert space.check(replace(space.base, pruned=("transformer_blocks.0",))) == (
+            "pruned: found ('transformer_blocks.0',), expected () (it mixes text in)"
+        )
+
+    @pytest.mark.parametrize(
+        ("symbols", "row", "repaired"),
+        [
+            ("C12", "C22222", "CC1111"),  # one compute cannot carry order 1, two can
+            ("C12", "C2C222", "CCC222"),
+            ("C2", "C22222", "CCC222"),
+            ("C2", "C2CC22", "CCCC22"),
+        ],
+    )
+    def test_without_reuse_a_forecast_computes_only_until_its_history_carries_it(self, symbols, row, repaired):
+        space = make_space(levels=(("model", symbols),))
+        assert space.repair(with_ops(space, model=row)).row("model") == repaired
+        assert space.check(with_ops(space, model=repaired)) is None
 
     def test_another_number_of_steps_is_resampled_to_the_nearest(self):
         long = Schedule(
@@ -214,6 +238,8 @@ class TestCardinality:
             {"levels": (("model", "CR123"),), "counts": (1, 2, 5), "blocks": ()},
             {"levels": (("block", "CRS"),), "counts": (1, 3), "blocks": (BlockSpec(name="b.0", components=()),) * 1},
             {"levels": (("model", "CR"), ("block", "C1S")), "counts": (3,), "blocks": BLOCK},
+            {"levels": (("model", "C12"), ("block", "C2")), "counts": (4,), "blocks": BLOCK},
+            {"levels": (("block", "CRS"),), "counts": (2, 3), "blocks": ()},
             {
                 "levels": (("block", "CR"), ("component", "CS")), "counts": (3,),
                 "blocks": (BlockSpec(name="b.0", components=("x",)),), "prunable": ("b.0",), "max_pruned": 1,
@@ -274,6 +300,14 @@ class TestRestrictAndNeighbours:
             SPACE.decode(np.zeros((2, 6), dtype=np.int8))
         with pytest.raises(SpaceError, match=r"codes: found 0..9, expected -1..5"):
             SPACE.decode(np.full((17, 6), [0, 0, 0, 0, 0, 9], dtype=np.int8))
+
+    def test_a_space_without_rows_has_one_schedule_per_number_of_steps(self):
+        space = make_space(levels=(("block", "CR"),), blocks=(), prunable=(), counts=(5, 6))
+        assert space.encode(space.base).shape == (0, 6)
+        assert space.repair(space.base) == space.base
+        assert list(space.neighbours(space.base)) == []
+        assert space.cardinality() == 2
+        assert SPACE.check(space.sample(np.random.default_rng(0))) is None
 
     def test_unknown_row(self):
         with pytest.raises(SpaceError, match=r"nothing\.0: found a row this model does not have"):

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from schedsearch.errors import UsageError
+from schedsearch_calibration.flux_mini import COLOURS, WHITE_SHARE
 
 SIZE: Final = 64
 """Height and width of every picture, in pixels."""
@@ -35,21 +36,6 @@ PACKAGES: Final = (
     "@iconify-json/fluent-emoji-flat@1.2.6",
 )
 """npm packages: captions and pictures come from the first, the VAE learns from all three."""
-
-COLOURS: Final = {
-    "white": (255, 255, 255),
-    "black": (20, 20, 24),
-    "red": (220, 60, 60),
-    "blue": (60, 120, 220),
-    "green": (70, 170, 80),
-    "yellow": (250, 210, 60),
-    "purple": (150, 90, 190),
-    "orange": (240, 140, 60),
-}
-"""Background colours, 8-bit RGB; white first."""
-
-WHITE_SHARE: Final = 0.4
-"""Probability of a white background; the others share the rest evenly."""
 
 _LEFT_OUT: Final = ("People & Body", "Flags")
 _TONE: Final = re.compile(

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from schedsearch.errors import SchedSearchError, UsageError
+from schedsearch_calibration.flux_mini import COLOURS, data, tokenizer, transformer, vae
 from schedsearch_calibration.flux_mini import assemble as assembly
-from schedsearch_calibration.flux_mini import data, tokenizer, transformer, vae
 from schedsearch_calibration.flux_mini._training import Report, Settings
 
 _CONSOLE: Final = Console(stderr=True)
@@ -57,7 +57,7 @@ def run(out: Path, *, recipe: Recipe, packages: tuple[Path, ...] = (), device: s
         vae.train_vae(coder, pictures, recipe.vae_settings, checkpoint=out / "vae.ckpt", every=every, report=report)
     with _bar("latents", len(pictures[0].captions)) as report:
         latents = vae.encode_all(coder, pictures[0], report=report)
-    words = tokenizer.build([*pictures[0].captions, *data.COLOURS, "background"])
+    words = tokenizer.build([*pictures[0].captions, *COLOURS, "background"])
     model = transformer.build(
         recipe.shape,
         latent_channels=recipe.vae_shape.latent_channels,

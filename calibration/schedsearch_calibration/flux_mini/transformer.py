@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from schedsearch_calibration.flux_mini import data, tokenizer
+from schedsearch_calibration.flux_mini import COLOURS, data, tokenizer
 from schedsearch_calibration.flux_mini._training import Report, Settings, train
 
 SIGMA_LOGIT_MEAN: Final = 0.2
@@ -149,11 +149,11 @@ def _initialise(transformer: Any) -> None:
 
 def tokens_of(captions: tuple[str, ...], words: Any) -> torch.Tensor:
     """Return the ids of every caption on every colour, `(n_captions, n_colours, LENGTH)`."""
-    prompts = [f"{caption}, {colour} background" for caption in captions for colour in data.COLOURS]
+    prompts = [f"{caption}, {colour} background" for caption in captions for colour in COLOURS]
     ids = words(
         prompts, padding="max_length", max_length=tokenizer.LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
-    return torch.as_tensor(ids).reshape(len(captions), len(data.COLOURS), tokenizer.LENGTH)
+    return torch.as_tensor(ids).reshape(len(captions), len(COLOURS), tokenizer.LENGTH)
 
 
 def train_transformer(
