@@ -1,4 +1,1 @@
-"""Reports made from a study.
-
-Empty in this release; results are printed as a table and written to ``frontier.json``. Knows no torch and no searcher.
-"""
+"""Pictures and tables made from what a search wrote (`figures`). Knows no torch and no searcher."""

@@ -158,6 +158,8 @@ def _block_forward(
     places = [(name, names.index(name)) for name in streams]
 
     def inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        if not args:
+            return [kwargs[name] for name in streams]
         return [kwargs[name] if name in kwargs else args[place] for name, place in places]
 
     def forward(*args: Any, **kwargs: Any) -> Any:

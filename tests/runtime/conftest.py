@@ -100,8 +100,10 @@ def embeddings(pipe: FluxPipeline, batch: int, seed: int) -> dict[str, torch.Ten
     config, dtype = pipe.transformer.config, pipe.transformer.dtype
     generator = torch.Generator().manual_seed(seed)
     return {
-        "prompt_embeds": torch.randn(batch, 16, config.joint_attention_dim, generator=generator).to(dtype),
-        "pooled_prompt_embeds": torch.randn(batch, config.pooled_projection_dim, generator=generator).to(dtype),
+        "prompt_embeds": torch.randn(batch, 16, config.joint_attention_dim, generator=generator).to(pipe.device, dtype),
+        "pooled_prompt_embeds": torch.randn(batch, config.pooled_projection_dim, generator=generator).to(
+            pipe.device, dtype
+        ),
     }
 
 
