@@ -52,7 +52,7 @@ class Display:
         """Prints a table; the row numbered ``emphasis`` is set in bold."""
         table = Table(title=title, title_justify="left")
         for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right")
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for i, row in enumerate(rows):
             table.add_row(*row, style="bold" if i == emphasis else None)
         self.console.print(table)

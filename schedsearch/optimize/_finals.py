@@ -53,8 +53,7 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, fl
             f"search {bench.settings.search}: found no schedule cheaper than the plain run in {len(study)} trials. "
             "Search longer with --resume --trials, or take another --search."
         )
-    names = _labels([bench.reference_point[0] / e.values[0] for e in found])
-    schedules = {name: _signed(bench, study, e) for name, e in zip(names, found, strict=True)}
+    schedules = {f"schedule {i}": _signed(bench, study, e) for i, e in enumerate(found)}
     key = f"finals {len(study)}"
     if key not in study.notes:
         started = time.monotonic()
@@ -63,18 +62,21 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, fl
         study.notes.set(key, {"scores": scores, "rows": kept})
         book(study, key, started, evals + more)
     note: Any = study.notes[key]
-    return _results(note["rows"], schedules), dict(note["scores"])
+    results = _results(note["rows"], schedules)
+    labels = _labels([r for r in results if r.schedule is not None])
+    scores = {labels[name]: score for name, score in note["scores"].items() if name in labels}
+    return tuple(replace(r, name=labels.get(r.name, r.name)) for r in results), scores
 
 
-def _labels(ratios: Sequence[float]) -> list[str]:
-    """Names such as ``4.12x``, told apart where two are equal."""
-    names: list[str] = []
-    for ratio in ratios:
-        name, n = f"{ratio:.2f}x", 2
-        while name in names:
-            name, n = f"{ratio:.2f}x-{n}", n + 1
-        names.append(name)
-    return names
+def _labels(results: Sequence[Result]) -> dict[str, str]:
+    """Returns for every name the measured speed-up as a label, such as ``4.12x``, told apart where two are equal."""
+    labels: dict[str, str] = {}
+    for result in results:
+        label, n = f"{result.value('speedup'):.2f}x", 2
+        while label in labels.values():
+            label, n = f"{result.value('speedup'):.2f}x-{n}", n + 1
+        labels[result.name] = label
+    return labels
 
 
 def _signed(bench: Bench, study: Study, evaluation: Evaluation) -> Schedule:

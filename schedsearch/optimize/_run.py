@@ -257,5 +257,12 @@ def _report(bench: Bench, results: Sequence[Result], chosen: Result | None, writ
         rows(ordered, SHOWN),
         emphasis,
     )
+    if chosen is not None:
+        unit = find_metric(bench.settings.metric).unit
+        quality = f"{chosen.value(bench.settings.metric):.4g}{'' if unit == '1' else f' {unit}'}"
+        bench.display.line(
+            f"For {bench.budget}: {chosen.value('speedup'):.2f}x measured, {bench.settings.metric} {quality}, "
+            f"{chosen.denoiser_calls:g} denoiser calls"
+        )
     for path in written:
         bench.display.line(f"Wrote {path}{'/' if path.is_dir() else ''}")
