@@ -57,6 +57,7 @@ readme-figures: ## search flux-mini at 4x, draw the README's pictures and rewrit
 	$(BIN)/python -m schedsearch_reports.figures runs/flux-mini-4x --out docs/images --readme README.md \
 		--pictures "full=runs/pictures/full" "4x=runs/pictures/4x" "5 steps=runs/pictures/steps"
 
-PROMPTS := "red apple, blue background" "grinning face, white background" "dog face, green background" \
-	"red heart, white background" "crying cat, purple background" "key, red background" \
-	"hamburger, yellow background" "rainbow, black background"
+# Held-out prompts, so that no search has seen them.
+PROMPTS := "red heart, yellow background" "doughnut, white background" "cat face, blue background" \
+	"smirking face, purple background" "tomato, white background" "star, purple background" \
+	"flushed face, red background" "green circle, orange background"
