@@ -53,7 +53,7 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, fl
             f"search {bench.settings.search}: found no schedule cheaper than the plain run in {len(study)} trials. "
             "Search longer with --resume --trials, or take another --search."
         )
-    schedules = {f"schedule {i}": _signed(bench, study, e) for i, e in enumerate(found)}
+    schedules = {f"schedule {i}": _signed(bench, e) for i, e in enumerate(found)}
     key = f"finals {len(study)}"
     if key not in study.notes:
         started = time.monotonic()
@@ -79,10 +79,10 @@ def _labels(results: Sequence[Result]) -> dict[str, str]:
     return labels
 
 
-def _signed(bench: Bench, study: Study, evaluation: Evaluation) -> Schedule:
+def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
     candidate = evaluation.candidate
     provenance = Provenance(
-        study=study.name,
+        study=bench.settings.name,
         searcher=candidate.searcher,
         seed=bench.settings.seed,
         ask=candidate.ask,

@@ -108,17 +108,34 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def write_results(out: Path, name: str, results: Sequence[Result], chosen: Result | None, *, metric: str) -> list[Path]:
+def undominated(results: Sequence[Result], budget: Budget, scores: Mapping[str, float]) -> list[Result]:
+    """Returns the schedules that no other beats both in what the budget limits, as measured, and in its score.
+
+    What looked good on the prompts of the search alone is not among them: a lucky draw never ships.
+    """
+    sign = 1.0 if budget.kind == "speedup" else -1.0
+    found = [r for r in results if r.schedule is not None]
+    merits = {r.name: (sign * r.value(budget.kind), scores[r.name]) for r in found}
+
+    def beaten(mine: tuple[float, float]) -> bool:
+        return any(m[0] >= mine[0] and m[1] >= mine[1] and m != mine for m in merits.values())
+
+    return [r for r in found if not beaten(merits[r.name])]
+
+
+def write_results(
+    out: Path, name: str, results: Sequence[Result], frontier: Sequence[Result], chosen: Result | None, *, metric: str
+) -> list[Path]:
     """Writes the frontier folder, the table and the chosen schedule; returns what was written.
 
     Args:
         out: output folder.
         name: of the chosen schedule's file, without ending.
-        results: all results; those with a schedule make the frontier.
+        results: all results, for the table.
+        frontier: those that make the frontier folder.
         chosen: the schedule for the budget, if one keeps it.
         metric: quality by which a frontier's schedules are preferred.
     """
-    frontier = [r for r in results if r.schedule is not None]
     written = [out / "frontier", out / "results.csv"]
     write_frontier(
         out / "frontier", [r.stamped for r in frontier], quality=metric, labels=tuple(r.name for r in frontier)

@@ -27,7 +27,7 @@ from schedsearch.evaluate import (
 from schedsearch.optimize._bench import Bench, OptimizeSettings, book, denoiser_budgets, masked, spent
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import finals
-from schedsearch.optimize._results import SHOWN, Result, choose, rows, write_results
+from schedsearch.optimize._results import SHOWN, Result, choose, rows, undominated, write_results
 from schedsearch.runtime import block_lists_of
 from schedsearch.schedule import Budget, parse_budget, write_atomically
 from schedsearch.search import SEARCHERS, Stop, make_searcher, run
@@ -81,7 +81,8 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
         results, scores = finals(bench, study)
         total = spent(study)
     chosen = choose(results, bench.budget, scores)
-    written = write_results(settings.folder, settings.name, results, chosen, metric=settings.metric)
+    frontier = undominated(results, bench.budget, scores)
+    written = write_results(settings.folder, settings.name, results, frontier, chosen, metric=settings.metric)
     _report(bench, results, chosen, written)
     display.line(
         f"Spent in all: {total.denoiser_evals} counted denoiser evaluations, {total.seconds:.0f} s of measuring"
@@ -195,9 +196,10 @@ def searcher_options(bench: Bench) -> dict[str, object]:
     trials = bench.settings.trials or DEFAULT_TRIALS
     return {
         "budgets": denoiser_budgets(bench),
-        "iterations": round(0.3 * trials),
-        "hill_climb_rounds": max(1, round(trials / 150)),
-        "ladder_share": 0.15,
+        "iterations": round(0.22 * trials),
+        "hill_climb_rounds": max(1, round(trials / 250)),
+        "ladder_share": 0.35,
+        "pinned": 1,  # the published rule spends a quarter of the computes on the first steps
         "objective": bench.settings.metric,
         "restarts": RESTARTS,
     }

@@ -1,10 +1,10 @@
 """BudCache 2026 (ICML; arXiv 2606.13496): simulated annealing of the computed steps under a hard budget.
 
-Published form (``ops="R"``, one budget, ``relative=False``, ``spacings=(1.0,)``): which B of n steps compute is a mask
-with B ones, and the others reuse the last output. The first ``max(1, B // 4)`` steps are pinned. Annealing with a
-geometric temperature moves one computed step (90 %; 70 % of these within 3 steps) or two at once (10 %); then steepest
-descent tries, for every computed step that is not pinned, all moves within 3 steps and 2 random jumps, until nothing
-improves or 20 rounds are over. What was measured is remembered and not measured again.
+Published form (``ops="R"``, one budget, ``relative=False``, ``spacings=(1.0,)``, ``pinned=0``): which B of n steps
+compute is a mask with B ones, and the others reuse the last output. The first ``max(1, B // 4)`` steps are pinned.
+Annealing with a geometric temperature moves one computed step (90 %; 70 % of these within 3 steps) or two at once
+(10 %); then steepest descent tries, for every computed step that is not pinned, all moves within 3 steps and 2 random
+jumps, until nothing improves or 20 rounds are over. What was measured is remembered and not measured again.
 
 Ours, each switched by its own option: a step that does not compute may hold any symbol of ``ops`` (forecasts too), with
 moves that change one such symbol or a whole gap of them; ``budgets`` is a ladder, the first one the target, and a later
@@ -51,6 +51,7 @@ class AnnealConfig:
         relative: temperatures are multiples of the energy at the start of the chain.
         op_moves: share of the moves that change symbols instead of places, where there is more than one symbol.
         objective: name of the objective to improve; empty is the first.
+        pinned: steps at the start that always compute; 0 is the published ``max(1, B // 4)``.
         restarts: how often the whole ladder is annealed; each time from the best mask known for the budget.
     """
 
@@ -65,10 +66,11 @@ class AnnealConfig:
     relative: bool = True
     op_moves: float = 0.3
     objective: str = ""
+    pinned: int = 0
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "hill_climb_rounds", "ladder_share", "op_moves"):
+        for name in ("iterations", "hill_climb_rounds", "ladder_share", "op_moves", "pinned"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 or more.")
         if not 0.0 < self.temperature_end <= self.temperature_start:
@@ -230,7 +232,7 @@ class Anneal:
 
     def pinned(self, budget: int) -> int:
         """How many of the first steps always compute."""
-        return max(1, budget // 4)
+        return min(budget, self._config.pinned or max(1, budget // 4))
 
     def moved(self, row: str, budget: int) -> str:
         """A random neighbour: one computed step elsewhere, two of them, or other symbols between them."""

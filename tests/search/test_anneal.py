@@ -9,6 +9,7 @@ from math import inf
 import numpy as np
 import pytest
 
+from schedsearch.errors import UsageError
 from schedsearch.search import make_searcher
 from schedsearch.search._masks import spaced
 from schedsearch.study import Candidate, Evaluation, Objective
@@ -46,6 +47,30 @@ class TestBudget:
         assert counts[:5] == [5, 5, 5, 4, 7]  # seeds: three spacings for the target, one for the others
         order = [budget for budget, _ in itertools.groupby(counts[5:])]
         assert order == [5, 4, 7]
+
+    def test_fewer_steps_can_be_pinned_than_published(self):
+        rows = asked_rows(made(budgets=(8,), iterations=40, hill_climb_rounds=1, pinned=1), SPACE, 60)
+        assert {row[0] for batch in rows for row in batch} == {"C"}
+        assert any(row.startswith(("C1", "CR")) for batch in rows for row in batch)
+
+    def test_a_restart_goes_through_the_ladder_again(self):
+        options = {"budgets": (5, 4), "iterations": 6, "hill_climb_rounds": 0, "ops": "R"}
+        once = asked_rows(made(**options), SPACE, 1000)
+        twice = asked_rows(made(restarts=2, **options), SPACE, 1000)
+        assert twice[: len(once)] == once
+        later = [row.count("C") for batch in twice[len(once) :] for row in batch]
+        assert [budget for budget, _ in itertools.groupby(later)] == [5, 4]
+
+    def test_the_objective_can_be_named(self):
+        cost_first = tuple(reversed(TOY_OBJECTIVES))
+        searcher = make_searcher("anneal", SPACE, seed=0, objectives=cost_first, objective=TOY_OBJECTIVES[0].name)
+        value = Evaluation(
+            candidate=Candidate(schedule=SPACE.base, searcher="anneal", ask=0), status="ok", values=(7.0, 0.25)
+        )
+        first = make_searcher("anneal", SPACE, seed=0, objectives=TOY_OBJECTIVES)
+        assert searcher.energy_of(value) == first.energy_of(replace(value, values=(0.25, 7.0)))
+        with pytest.raises(UsageError, match="objective: found 'beauty', expected one of"):
+            make_searcher("anneal", SPACE, seed=0, objectives=cost_first, objective="beauty")
 
     def test_the_default_is_a_quarter(self):
         assert {
