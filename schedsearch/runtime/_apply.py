@@ -43,8 +43,8 @@ class Handle:
         self._denoiser = denoiser_of(pipe)
         self._has_room = False
         lists = block_lists_of(pipe)
-        self._plan_from = lru_cache(maxsize=64)(partial(_plan_from, schedule, lists))
-        first = self._plan_from(0)
+        self._plan_from = lru_cache(maxsize=64)(partial(plan, schedule, lists))
+        first = self._plan_from(begin=0)
         self._state = RunState(first.sites)
         self._original_scheduler = pipe.scheduler
         self._scheduler = ScheduleScheduler.install(
@@ -62,7 +62,7 @@ class Handle:
     @property
     def plan(self) -> Plan:
         """What a run from the first step on does."""
-        return self._plan_from(0)
+        return self._plan_from(begin=0)
 
     def remove(self) -> None:
         """Puts the pipeline back as it was; calling it again does nothing.
@@ -100,7 +100,7 @@ class Handle:
         if not self._has_room and _is_compiled(getattr(self._pipe, topology_of(self._pipe).denoiser)):
             _make_room_for_graphs(len(set(self.plan.patterns)))
             self._has_room = True
-        self._state.start(self._plan_from(begin), device)
+        self._state.start(self._plan_from(begin=begin), device)
 
 
 def _is_compiled(module: torch.nn.Module) -> bool:
@@ -117,10 +117,6 @@ def _make_room_for_graphs(n_patterns: int) -> None:
     config = torch.compiler.config
     config.recompile_limit += 2 * n_patterns + 2
     config.accumulated_recompile_limit += 2 * n_patterns + 2
-
-
-def _plan_from(schedule: Schedule, lists: Any, begin: int) -> Plan:
-    return plan(schedule, lists, begin=begin)
 
 
 def apply(pipe: Any, source: Schedule | str | PathLike[str], *, budget: str | None = None) -> Handle:

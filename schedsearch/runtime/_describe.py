@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from schedsearch.runtime._plan import RUNS, Plan
 from schedsearch.schedule import Schedule
 
@@ -23,7 +21,7 @@ def describe(schedule: Schedule, plan: Plan, *, n_bytes: int) -> str:
         lines.append(f"  {site.actions}  {name}")
     if plan.sites:
         lines.append("  C compute, K compute and keep, R reuse, 1-3 forecast, S skip, . not reached")
-    distinct = Counter(plan.patterns)
+    distinct = set(plan.patterns)
     lines.append(f"{len(distinct)} distinct step patterns; caches hold {n_bytes / 2**20:.2f} MiB now")
     return "\n".join(lines)
 

@@ -145,15 +145,15 @@ def test_branches_keep_their_own_values(mini: Any, run: Any) -> None:
         del mini.transformer.forward
     cond, uncond = kept
     velocity = uncond + 3.0 * (cond - uncond)
-    latents = run_latents(mini, run)
+    latents = run_latents(mini)
     sigma = torch.tensor(rows.sigma)
     for delta in (sigma[1:] - sigma[:-1]).unbind():
         latents = latents + delta * velocity
     torch.testing.assert_close(decode(mini, latents), cfg, atol=1e-5, rtol=1e-5)
 
 
-def run_latents(pipe: Any, run: Any) -> torch.Tensor:
-    """The initial noise of `run`."""
+def run_latents(pipe: Any) -> torch.Tensor:
+    """The initial noise that the fixture ``run`` starts from."""
     return pipe.prepare_latents(
         1, pipe.transformer.config.in_channels // 4, 64, 64, torch.float32, "cpu", torch.Generator().manual_seed(0)
     )[0]
