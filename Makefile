@@ -14,7 +14,7 @@ install: ## create $(VENV) with the tested versions, the project (editable) and 
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
 
 test: ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 quick: ## run the tests that take less than 5 s each
 	$(BIN)/python -m pytest -m 'not slow'
