@@ -107,7 +107,7 @@ def _fact_lines(schedule: Schedule) -> Iterator[tuple[str, str]]:
     if schedule.pruned:
         yield "pruned", ", ".join(schedule.pruned)
     if schedule.tables is not None:
-        yield "tables", f"{schedule.tables.file} ({len(schedule.tables.tensors)} tensors)"
+        yield "tables", ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in schedule.tables.tensors)
     for index, measurement in enumerate(schedule.measured):
         yield "measured" if index == 0 else "", measurement_text(measurement)
     origin = schedule.provenance

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schedsearch import __version__
+from schedsearch.cli_bench import bench
 from schedsearch.errors import SchedSearchError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(bench)
 
 Model = Annotated[
     str,

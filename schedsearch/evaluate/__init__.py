@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._macs import MacTable, count_macs, schedule_macs
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
+    from schedsearch.evaluate._probing import measure_probe
     from schedsearch.evaluate._quality import METRICS, Pictures, QualityMetric, find_metric
+    from schedsearch.evaluate._reference import REFERENCES, ReferenceName
+    from schedsearch.evaluate._trajectory import Trajectory
     from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
 
 __all__ = [
     "METRICS",
+    "REFERENCES",
     "CardStatus",
     "CostModel",
     "HeldOutRow",
@@ -39,8 +43,10 @@ __all__ = [
     "PipelineEvaluator",
     "QualityMetric",
     "Ratio",
+    "ReferenceName",
     "TextEmbeds",
     "TimedRun",
+    "Trajectory",
     "Workload",
     "cards",
     "count_macs",
@@ -54,6 +60,7 @@ __all__ = [
     "load_pipeline",
     "measure_cost",
     "measure_latency",
+    "measure_probe",
     "paired_ratio",
     "pipeline_kwargs",
     "schedule_macs",
@@ -70,9 +77,12 @@ _HOME = {
     "Pictures": "_quality",
     "PipelineEvaluator": "_evaluator",
     "QualityMetric": "_quality",
+    "REFERENCES": "_reference",
     "Ratio": "_latency",
+    "ReferenceName": "_reference",
     "TextEmbeds": "_workload",
     "TimedRun": "_latency",
+    "Trajectory": "_trajectory",
     "Workload": "_workload",
     "cards": "_models",
     "count_macs": "_macs",
@@ -86,6 +96,7 @@ _HOME = {
     "load_pipeline": "_models",
     "measure_cost": "_calibrate",
     "measure_latency": "_latency",
+    "measure_probe": "_probing",
     "paired_ratio": "_latency",
     "pipeline_kwargs": "_workload",
     "schedule_macs": "_macs",

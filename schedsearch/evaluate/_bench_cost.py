@@ -27,8 +27,11 @@ from schedsearch.evaluate._latency import device_name
 from schedsearch.evaluate._models import find_card, load_pipeline
 from schedsearch.evaluate._workload import Pipeline, Workload
 from schedsearch.runtime import blocks_of, identity_schedule
-from schedsearch.schedule import MODEL_ROW, Schedule
+from schedsearch.schedule import MODEL_ROW, Schedule, Solver
 from schedsearch.types import BlockSpec
+
+SOLVERS = (Solver(), Solver(family="adams", order=2), Solver(family="adams", order=4), Solver(family="heun", order=2))
+"""Solvers that random schedules take their steps with."""
 
 TOLERANCE = 0.10
 """Relative error a prediction may have."""
@@ -46,7 +49,9 @@ class CostRow:
 
 
 def random_schedule(pipe: Pipeline, workload: Workload, seed: int) -> Schedule:
-    """Return a legal schedule drawn from ``seed``: 4 steps or more, and rows at one, two or all three levels."""
+    """Return a legal schedule drawn from ``seed``: 4 steps or more, rows at one, two or all three levels, and one solver
+    for all steps or another for each.
+    """
     rng = random.Random(seed)
     steps = rng.randint(min(4, workload.steps), workload.steps)
     schedule = identity_schedule(pipe, steps, height=workload.height, width=workload.width)
@@ -60,7 +65,9 @@ def random_schedule(pipe: Pipeline, workload: Workload, seed: int) -> Schedule:
     if "component" in levels:
         chosen = rng.sample(blocks, rng.randint(1, len(blocks)))
         rows |= {f"{b.name}.{part}": _random_row(rng, steps, "R12S") for b in chosen for part in b.components[:2]}
-    return dataclasses.replace(schedule, ops=tuple(rows.items()))
+    solvers = tuple(rng.choice(SOLVERS) for _ in range(steps))
+    solver = solvers if rng.random() < 0.5 else solvers[:1] * steps
+    return dataclasses.replace(schedule, ops=tuple(rows.items()), solver=solver)
 
 
 def _block_rows(rng: random.Random, blocks: Sequence[BlockSpec], steps: int) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Measures a `CostModel`: module times in place, then the coefficients from a few schedules run on the device.
 
 The probes are whole calls at the extremes and in the middle of what a search will try: no cache, almost everything
-cached, every second step, at each level, with and without forecasts. They run interleaved with the plain call, and
-each counts as a ratio to the plain run of its own round, so a machine that slows down for a while slows both.
+cached, every second step, at each level, with and without forecasts; solvers of high order, and one of two calls per
+step. They run interleaved with the plain call, and each counts as a ratio to the plain run of its own round, so a
+machine that slows down for a while slows both.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from schedsearch.evaluate._latency import TimedRun, device_name, measure_latency
 from schedsearch.evaluate._work import BlockLists
 from schedsearch.evaluate._workload import Pipeline, Prompt, Workload, pipeline_kwargs
 from schedsearch.runtime import apply, block_lists_of, denoiser_of, identity_schedule
-from schedsearch.schedule import MODEL_ROW, Schedule
+from schedsearch.schedule import MODEL_ROW, Schedule, Solver
 
 GROUP = 4
 """Runs timed between two plain runs."""
@@ -159,10 +160,14 @@ def probe_schedules(pipe: Pipeline, workload: Workload, block_lists: BlockLists)
     parts = [f"{block.name}.{part}" for block in blocks for part in block.components]
     quarter = identity_schedule(pipe, max(2, n // 4), **size)
     almost_nothing = (MODEL_ROW, "C" + "R" * (quarter.n_steps - 1))
+    forecast_all = dataclasses.replace(full, ops=((MODEL_ROW, "CCCC"[:n] + "3" * (n - 4)),))
     probes = {
         "no cache": full,
         "a quarter of the steps": quarter,
         "a quarter of the steps, reuse all": dataclasses.replace(quarter, ops=(almost_nothing,)),
+        "a quarter of the steps, order 4": _solved(quarter, Solver(family="adams", order=4)),
+        "a quarter of the steps, twice": _solved(quarter, Solver(family="heun", order=2)),
+        "forecast all, order 4": _solved(forecast_all, Solver(family="adams", order=4)),
     }
     for place, modules, patterns in (
         ("model", [MODEL_ROW], tuple(_ROWS)),
@@ -176,6 +181,10 @@ def probe_schedules(pipe: Pipeline, workload: Workload, block_lists: BlockLists)
             row = (first + repeated * n)[:n]
             probes[f"{place}, {pattern}"] = dataclasses.replace(full, ops=tuple((name, row) for name in modules))
     return probes
+
+
+def _solved(schedule: Schedule, solver: Solver) -> Schedule:
+    return dataclasses.replace(schedule, solver=(solver,) * schedule.n_steps)
 
 
 _ROWS = {

@@ -2,9 +2,9 @@
 
     predicted = sum over features of (coefficient x amount)
 
-The amounts follow from the schedule alone: one ``floor`` per call (text encoders, VAE, set-up), one ``loop`` per step
-(sampler, bookkeeping), the milliseconds of the modules that run, and how often each kind of cache keeps or
-predicts. The coefficients come from `measure_cost`; here they are only used, so a model that was stored predicts the
+The amounts follow from the schedule alone: one ``floor`` per image (text encoders, VAE, set-up), one ``loop`` per call
+of the sampler (one or two per step), the milliseconds of the modules that run, what a solver of higher order sums, and
+how often each kind of cache keeps or predicts. The coefficients come from `measure_cost`; here they are only used, so a model that was stored predicts the
 same numbers after a restart. It holds for batch 1 at the resolution and dtype it was measured at, and knows nothing of
 reduced precision.
 """
@@ -26,6 +26,7 @@ FEATURES = (
     "loop",
     "compute",
     "saved",
+    "solver.term",
     "segment.pass",
     *(f"{kind}.{what}" for kind in KINDS for what in ("keep", "keep_order", "predict", "predict_order")),
 )
@@ -34,10 +35,11 @@ FEATURES = (
 ``compute`` counts the milliseconds of the blocks that run and of what surrounds them, ``saved`` (negative) those of the
 components left out inside them; their coefficients are plain factors near 1. All others count occurrences and their
 coefficients are milliseconds. ``keep`` is paid per site and call, ``keep_order`` per divided difference on top;
-``predict`` and ``predict_order`` likewise; ``segment.pass`` per block that hands its input on.
+``predict`` and ``predict_order`` likewise; ``segment.pass`` per block that hands its input on; ``solver.term`` per
+tensor that a step sums beyond its sample and its output. The second call of a two-call step keeps nothing.
 """
 
-_JSON_VERSION = 1
+_JSON_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,14 +156,15 @@ def feature_amounts(schedule: Schedule, times: ModuleTimes) -> tuple[float, ...]
     amounts = dict.fromkeys(FEATURES, 0.0)
     amounts["floor"] = 1.0
     for work in step_work(schedule, times.block_lists, branches=times.branches):
-        amounts["loop"] += 1.0
+        amounts["loop"] += work.calls / work.passes
+        amounts["solver.term"] += work.terms
         compute_ms, saved_ms = times.compute_ms(work)
         amounts["compute"] += work.calls * compute_ms
         amounts["saved"] -= work.calls * saved_ms
         amounts["segment.pass"] += work.calls * work.passed
         for kind, order in work.kept:
-            amounts[f"{kind}.keep"] += work.calls
-            amounts[f"{kind}.keep_order"] += work.calls * order
+            amounts[f"{kind}.keep"] += work.passes
+            amounts[f"{kind}.keep_order"] += work.passes * order
         for kind, order in work.predicted:
             amounts[f"{kind}.predict"] += work.calls
             amounts[f"{kind}.predict_order"] += work.calls * order

@@ -67,10 +67,15 @@ def _psnr(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 def _ssim(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Wang et al. 2004 with an 11-pixel Gaussian window of sigma 1.5, per image."""
+    # Image by image: on the CPU torch's grouped convolution in double precision is six times slower on a batch.
+    return torch.cat([_ssim_of_one(a, b) for a, b in zip(outputs.split(1), reference.split(1), strict=True)])
+
+
+def _ssim_of_one(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     scores = structural_similarity_index_measure(outputs, reference, data_range=1.0, reduction="none")
     if isinstance(scores, tuple):
         raise EvaluationError("metric ssim: torchmetrics answered with a tuple, expected one score per image.")
-    return scores
+    return scores.reshape(1)
 
 
 def _latent_error(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

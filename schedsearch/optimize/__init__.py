@@ -1,8 +1,20 @@
 """The whole job, from a model's name and a budget to schedule files."""
 
-from schedsearch.optimize._bench import OptimizeSettings
+from schedsearch.optimize._bench import Bench, OptimizeSettings, denoiser_budgets
 from schedsearch.optimize._display import Display
+from schedsearch.optimize._finals import HELD_OUT_SEED
 from schedsearch.optimize._results import Result
-from schedsearch.optimize._run import Optimized, optimize
+from schedsearch.optimize._run import Optimized, load_bench, measure_parts, optimize
 
-__all__ = ["Display", "OptimizeSettings", "Optimized", "Result", "optimize"]
+__all__ = [
+    "HELD_OUT_SEED",
+    "Bench",
+    "Display",
+    "OptimizeSettings",
+    "Optimized",
+    "Result",
+    "denoiser_budgets",
+    "load_bench",
+    "measure_parts",
+    "optimize",
+]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from schedsearch.evaluate import CostModel, MacTable, ModelCard, PipelineEvaluator, Workload, schedule_macs
 from schedsearch.optimize._display import Display
@@ -27,7 +27,7 @@ from schedsearch.runtime import (
 )
 from schedsearch.schedule import MODEL_ROW, Budget, Schedule, parse_budget
 from schedsearch.space import SearchSpace, load_space
-from schedsearch.study import Spent, Study
+from schedsearch.study import Probe, Spent, Study
 from schedsearch_calibration import PromptSet
 
 FIDELITY = 8
@@ -45,6 +45,9 @@ LADDER = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 MARGIN = 0.03
 """Head start over a time budget that predictions must have, so that measurements keep it."""
 
+Reference = Literal["default", "converged"]
+"""What quality is measured against: the plain full run, or a solution with many more steps from the same noise."""
+
 FLOORS = {"psnr": 10.0, "ssim": 0.0, "latent_error": 1.0}
 """Quality at the reference point of the hypervolume; the cost there is the plain run's."""
 
@@ -55,11 +58,12 @@ class OptimizeSettings:
 
     model: str
     budget: str
-    search: str = "anneal"
+    search: str = "auto"
     trials: int | None = None
     minutes: float | None = None
     prompts: Path | None = None
     metric: str = "psnr"
+    reference: Reference = "default"
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
@@ -92,6 +96,7 @@ class Bench:
     display: Display
     cost: CostModel = field(init=False)
     macs: MacTable = field(init=False)
+    probe: Probe = field(init=False)
 
     @cached_property
     def plain(self) -> Schedule:
@@ -160,6 +165,7 @@ class Bench:
             cost_model=self.cost,
             mac_table=self.macs,
             metric=self.settings.metric,
+            reference=self.settings.reference,
             cost="macs" if self.cost_name == "macs" else "latency_ms",
             seed=seed,
             device=self.settings.device,

@@ -23,6 +23,7 @@ from schedsearch.evaluate import (
     find_metric,
     load_pipeline,
     measure_cost,
+    measure_probe,
 )
 from schedsearch.optimize._bench import Bench, OptimizeSettings, book, denoiser_budgets, masked, spent
 from schedsearch.optimize._display import Display
@@ -31,7 +32,7 @@ from schedsearch.optimize._results import SHOWN, Result, choose, rows, undominat
 from schedsearch.runtime import block_lists_of
 from schedsearch.schedule import Budget, parse_budget, write_atomically
 from schedsearch.search import SEARCHERS, Stop, make_searcher, run
-from schedsearch.study import Evaluation, Frontier, Objective, Study
+from schedsearch.study import Evaluation, Frontier, Objective, Probe, Study
 from schedsearch_calibration import PromptSet, prompt_set, read_prompts
 
 DEFAULT_TRIALS = 320
@@ -73,9 +74,9 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
         EvaluationError: the budget cannot be reached on this model, or no schedule kept it.
     """
     display = display or Display()
-    bench = _load(settings, display)
+    bench = load_bench(settings, display)
     with _open_study(bench) as study:
-        _measure_parts(bench, study)
+        measure_parts(bench, study)
         _require_reachable(bench)
         _search(bench, study)
         results, scores = finals(bench, study)
@@ -98,8 +99,13 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
     return Optimized(chosen=chosen, results=results, written=tuple(written))
 
 
-def _load(settings: OptimizeSettings, display: Display) -> Bench:
-    """Checks the options, cheapest first, and loads the model."""
+def load_bench(settings: OptimizeSettings, display: Display) -> Bench:
+    """Checks the options, cheapest first, and loads the model.
+
+    Raises:
+        UsageError: an option cannot be used as given.
+        ModelNotFoundError: the weights are not at hand.
+    """
     budget = parse_budget(settings.budget)
     if settings.search not in SEARCHERS:
         raise UsageError(f"--search: found {settings.search!r}, expected one of {', '.join(sorted(SEARCHERS))}.")
@@ -147,6 +153,7 @@ def _open_study(bench: Bench) -> Study:
             "budget": str(bench.budget),
             "search": settings.search,
             "metric": settings.metric,
+            "reference": settings.reference,
             "prompts": bench.prompts.sha256,
             "held_out": bench.held_out.sha256,
             "weights": bench.weights,
@@ -159,8 +166,8 @@ def _open_study(bench: Bench) -> Study:
     )
 
 
-def _measure_parts(bench: Bench, study: Study) -> None:
-    """Counts MACs, and measures the cost model unless the study remembers it."""
+def measure_parts(bench: Bench, study: Study) -> None:
+    """Counts MACs, and measures the cost model and the probe unless the study remembers them."""
     workload = Workload.from_card(bench.card)
     bench.macs = count_macs(bench.pipe, workload, block_lists_of(bench.pipe), prompt=bench.prompts.prompts[0])
     if "cost" not in study.notes:
@@ -172,6 +179,14 @@ def _measure_parts(bench: Bench, study: Study) -> None:
         study.notes.set("cost", cost.to_json())
         book(study, "cost model", started)
     bench.cost = CostModel.from_json(str(study.notes["cost"]))
+    if "probe" not in study.notes:
+        started = time.monotonic()
+        prompts = bench.prompts.prompts[: bench.fidelity]
+        with bench.display.stage("recording what the model does"):
+            probe, evals = measure_probe(bench.pipe, workload, prompts, seed=bench.settings.seed, batch=bench.batch)
+        study.notes.set("probe", probe.to_json())
+        book(study, "probe", started, evals)
+    bench.probe = Probe.from_json(str(study.notes["probe"]))
     bench.display.line(
         f"{bench.card.name} on {bench.cost.device}: {bench.cost.full_ms:.0f} ms per image, of which "
         f"{bench.cost.floor_ms:.0f} ms no schedule can change"
@@ -191,6 +206,8 @@ def _require_reachable(bench: Bench) -> None:
 
 def searcher_options(bench: Bench) -> dict[str, object]:
     """Returns the options of the named searcher that follow from the budget and the number of trials."""
+    if bench.settings.search == "auto":
+        return {"focus": bench.reference_point[0] / bench.target}
     if bench.settings.search != "anneal":
         return {}
     trials = bench.settings.trials or DEFAULT_TRIALS
@@ -212,7 +229,12 @@ def _search(bench: Bench, study: Study) -> None:
     options = json.loads(str(study.notes["searcher"]))
     evaluator = bench.evaluator(bench.prompts.prompts[: bench.fidelity], settings.seed)
     searcher = make_searcher(
-        settings.search, bench.space, seed=settings.seed, objectives=evaluator.objectives, **options
+        settings.search,
+        bench.space,
+        seed=settings.seed,
+        objectives=evaluator.objectives,
+        probe=bench.probe,
+        **options,
     )
     trials = settings.trials or (None if settings.minutes else DEFAULT_TRIALS)
     stop = Stop(trials=trials, minutes=settings.minutes)

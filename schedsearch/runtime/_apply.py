@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable
 from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
@@ -21,11 +22,13 @@ from schedsearch.errors import (
 )
 from schedsearch.runtime._describe import describe
 from schedsearch.runtime._plan import Plan, plan
-from schedsearch.runtime._scheduler import ScheduleScheduler
+from schedsearch.runtime._resume import Snapshot, refuse_other, restore, sites_key, taken
+from schedsearch.runtime._scheduler import OnCall, ScheduleScheduler
+from schedsearch.runtime._solver import Call, History, program
 from schedsearch.runtime._state import RunState
 from schedsearch.runtime._topology import adapters_of, block_lists_of, denoiser_of, model_ref, tokens, topology_of
 from schedsearch.runtime._wrap import Patch, wrap
-from schedsearch.schedule import MODEL_ROW, Schedule, read_frontier, read_schedule
+from schedsearch.schedule import MODEL_ROW, SOLVER_TENSOR, Schedule, read_frontier, read_schedule, solver_table
 
 _MARK = "_schedsearch_handle"
 
@@ -37,19 +40,25 @@ class Handle:
         schedule: what is being replayed.
     """
 
-    def __init__(self, pipe: Any, schedule: Schedule) -> None:
+    def __init__(self, pipe: Any, schedule: Schedule, *, keep_outputs: bool = False) -> None:
         self.schedule = schedule
         self._pipe = pipe
         self._denoiser = denoiser_of(pipe)
         self._has_room = False
         lists = block_lists_of(pipe)
-        self._plan_from = lru_cache(maxsize=64)(partial(plan, schedule, lists))
-        first = self._plan_from(begin=0)
+        self._program_from = lru_cache(maxsize=64)(partial(_calls, schedule, solver_table(schedule)))
+        second = {call.step: call.sigma for call in self.calls if call.extra}
+        self._plan_from = lru_cache(maxsize=64)(
+            partial(plan, schedule, lists, second=second, keep_outputs=keep_outputs)
+        )
+        self._restored: Snapshot | None = None
+        first = self.plan
         self._state = RunState(first.sites)
         self._original_scheduler = pipe.scheduler
         self._scheduler = ScheduleScheduler.install(
             pipe.scheduler,
             schedule,
+            program=self._program_from,
             begin_run=self._begin_run,
             move_to=self._state.move_to,
             expected_tokens=tokens(pipe, height=schedule.model.height, width=schedule.model.width),
@@ -63,6 +72,81 @@ class Handle:
     def plan(self) -> Plan:
         """What a run from the first step on does."""
         return self._plan_from(begin=0)
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The denoiser calls of a run from the first step on, predicted outputs included."""
+        return self._program_from(0)
+
+    @property
+    def on_call(self) -> OnCall | None:
+        """A function ``(index, call, sample, output, history)`` that sees every call before its output is used.
+
+        ``index`` counts `calls`, ``sample`` is what the denoiser saw, ``output`` what it gave (guidance applied), and
+        ``history`` the records of the calls before. It may return another `Call` to carry out, such as the same one
+        with fitted coefficients, or ``None``; and it may raise to abandon the run. The tensors belong to the run:
+        copy what is to outlive the next call. Runs that begin in the middle (image-to-image) count from their start.
+        """
+        return self._scheduler.on_call
+
+    @on_call.setter
+    def on_call(self, function: OnCall | None) -> None:
+        self._scheduler.on_call = function
+
+    def advance(
+        self, index: int, history: History, sample: torch.Tensor, output: torch.Tensor, call: Call | None = None
+    ) -> tuple[torch.Tensor, History]:
+        """Returns sample and history after call ``index``, bit for bit as a run would have them.
+
+        Args:
+            index: number of the call among `calls`.
+            history: records of the calls before.
+            sample: what the denoiser saw.
+            output: what it gave.
+            call: carried out in place of ``calls[index]``, such as that with fitted coefficients.
+        """
+        return self._scheduler.advanced(index, history, sample, output, call)
+
+    def sites_key(self, index: int) -> Hashable:
+        """Returns what tells schedules apart by what their rows did up to call ``index``.
+
+        Two handles (made with ``unfitted=True``, on one pipeline) whose `calls` agree on step, level and combination
+        before call ``index``, on its level, and whose keys agree for it, get the same output at that call from the
+        same noise, and hold the same in their caches after it. So either can go on with what the other left.
+        """
+        return sites_key(self.plan, index)
+
+    def snapshot(self) -> Snapshot:
+        """Returns copies of what the caches hold now: inside `on_call`, after the call that it sees.
+
+        Raises:
+            ApplyError: no call of a run from the first step on was made.
+        """
+        if self._scheduler.last_call < 0:
+            raise ApplyError(
+                "snapshot: found no call yet, expected a run that began at the first step. Call it in on_call."
+            )
+        return taken(self._state, self.plan, self._scheduler.last_call)
+
+    def resume(self, call_index: int, history: History, caches: Snapshot | None) -> None:
+        """Makes the next ``pipe(...)`` begin at a later call, as if it had made those before; for that one time.
+
+        Args:
+            call_index: number of its first call among `calls`.
+            history: records of the calls before, as `advance` returned them.
+            caches: what `snapshot` gave after the call before; ``None`` if no row has kept or changed anything yet.
+
+        The sample that the call sees is the pipeline's ``latents``.
+
+        Raises:
+            UsageError: there is no such call.
+            ApplyError: the caches are those of a run that differs before that call.
+        """
+        if not 0 <= call_index < len(self.calls):
+            raise UsageError(f"call_index: found {call_index}, expected 0..{len(self.calls) - 1}.")
+        refuse_other(self.plan, call_index, caches)
+        self._scheduler.start = (call_index, history)
+        self._restored = caches
 
     def remove(self) -> None:
         """Puts the pipeline back as it was; calling it again does nothing.
@@ -86,7 +170,7 @@ class Handle:
 
     def describe(self) -> str:
         """Returns in words what runs at which step, what is kept, and how much memory the caches hold now."""
-        return describe(self.schedule, self.plan, n_bytes=self._state.n_bytes)
+        return describe(self.schedule, self.plan, self.calls, n_bytes=self._state.n_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -96,11 +180,18 @@ class Handle:
     ) -> None:
         self.remove()
 
-    def _begin_run(self, begin: int, device: torch.device) -> None:
+    def _begin_run(self, begin: int, device: torch.device, first: int) -> None:
         if not self._has_room and _is_compiled(getattr(self._pipe, topology_of(self._pipe).denoiser)):
             _make_room_for_graphs(len(set(self.plan.patterns)))
             self._has_room = True
-        self._state.start(self._plan_from(begin=begin), device)
+        self._state.start(self._plan_from(begin=begin), device, first)
+        if self._restored is not None:
+            restore(self._state, self.plan, self._restored)
+            self._restored = None
+
+
+def _calls(schedule: Schedule, weights: tuple[tuple[float, ...], ...] | None, begin: int) -> tuple[Call, ...]:
+    return program(schedule, begin=begin, weights=weights)
 
 
 def _is_compiled(module: torch.nn.Module) -> bool:
@@ -119,13 +210,18 @@ def _make_room_for_graphs(n_patterns: int) -> None:
     config.accumulated_recompile_limit += 2 * n_patterns + 2
 
 
-def apply(pipe: Any, source: Schedule | str | PathLike[str], *, budget: str | None = None) -> Handle:
+def apply(
+    pipe: Any, source: Schedule | str | PathLike[str], *, budget: str | None = None, unfitted: bool = False
+) -> Handle:
     """Puts a schedule on ``pipe``; the next ``pipe(...)`` calls replay it.
 
     Args:
         pipe: a live diffusers pipeline of a supported family.
         source: a schedule, a schedule file, or a frontier folder.
         budget: which schedule of a frontier folder, such as ``4x``, ``800ms`` or ``60%macs``.
+        unfitted: for evaluations: a schedule whose ``table`` steps have no coefficients yet is accepted
+            (`Handle.on_call` supplies them), and the denoiser's outputs are kept whether a row needs them or not, so
+            that what a run holds does not depend on what comes later.
 
     Returns:
         The handle that describes the schedule and takes it off again; also a context manager.
@@ -148,8 +244,10 @@ def apply(pipe: Any, source: Schedule | str | PathLike[str], *, budget: str | No
             "pipe: found a schedule on its denoiser already, expected none. Call remove() on the handle of that one."
         )
     _check_supported(schedule)
+    if not unfitted:
+        _check_fitted(schedule)
     _check_model(pipe, schedule)
-    return Handle(pipe, schedule)
+    return Handle(pipe, schedule, keep_outputs=unfitted)
 
 
 def _load(source: Schedule | str | PathLike[str], budget: str | None) -> Schedule:
@@ -172,13 +270,27 @@ def _check_supported(schedule: Schedule) -> None:
     for field, present in (
         ("guidance", schedule.guidance is not None),
         ("precision", bool(schedule.precision)),
-        ("tables", schedule.tables is not None),
+        ("tables", schedule.tables is not None and any(t.name != SOLVER_TENSOR for t in schedule.tables.tensors)),
     ):
         if present:
             raise UnsupportedFeatureError(
-                f"{field}: the schedule has this part, expected none: this release replays steps, ops and pruned "
-                "modules. Use a schedule without it, or a release that replays it."
+                f"{field}: the schedule has this part, expected none: this release replays steps, ops, pruned modules "
+                "and tables of solver coefficients. Use a schedule without it, or a release that replays it."
             )
+
+
+def _check_fitted(schedule: Schedule) -> None:
+    if schedule.unfitted:
+        step = next(i for i, solver in enumerate(schedule.solver) if solver.family == "table")
+        raise UnsupportedFeatureError(
+            f"steps.solver[{step}]: found a table step that is not fitted yet, expected its coefficients in tables. "
+            "This is the plan of a search; `schedsearch optimize` writes fitted ones."
+        )
+    if schedule.tables is not None and schedule.tables.data is None:
+        raise ApplyError(
+            f"tables: found no data, expected the file with the hash {schedule.tables.sha256[:12]}... beside the "
+            "schedule, under its name and ending in .safetensors. Copy both files, and read the schedule from there."
+        )
 
 
 def _check_model(pipe: Any, schedule: Schedule) -> None:

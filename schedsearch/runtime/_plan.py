@@ -3,7 +3,8 @@
 A *site* is a place whose output is cached: the whole denoiser, a run of adjacent blocks with equal rows, or one block
 component. The plan says for every site and every step whether it computes, computes and keeps, predicts or is skipped,
 and with which numbers. All of it follows from the rows, the sigmas and the first step, so nothing is decided while
-sampling. Knows nothing of torch.
+sampling. Where a step calls the denoiser twice, the second call does what its step does, at its own sigma, and keeps
+nothing (FORMAT.md M11). Knows nothing of torch, and nothing of solvers but where their second calls are.
 
 Forecasts are Newton's divided differences with the newest value first. With values ``f(s0), f(s1), ...`` kept at noise
 levels ``s0, s1, ...`` (newest first),
@@ -16,12 +17,13 @@ uses equal gaps in the step index; the divided form is what uneven sigmas need).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Literal
 
-from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, SKIP, Schedule
+from schedsearch.schedule import COMPUTE, FORECASTS, MODEL_ROW, REUSE, SKIP, Schedule
 from schedsearch.types import BlockSpec
 
 KEEP = "K"
@@ -47,6 +49,7 @@ class Site:
             order, ``S`` skip, ``.`` not reached.
         numbers: per step, the scales of a ``K`` or the weights of a prediction; empty elsewhere.
         order: highest order its row asks for.
+        second: the weights of a prediction at a step's second call, by step, where there is one.
     """
 
     kind: SiteKind
@@ -54,43 +57,84 @@ class Site:
     actions: str
     numbers: tuple[tuple[float, ...], ...]
     order: int
+    second: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+    def at(self, step: int, *, extra: bool) -> tuple[str, tuple[float, ...]]:
+        """Action and numbers at the first or, if ``extra``, the second call of a step."""
+        action = self.actions[step]
+        if not extra:
+            return action, self.numbers[step]
+        return (COMPUTE if action == KEEP else action), self.second.get(step, ())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a run does, from step ``begin`` on."""
+    """Everything a run does, from step ``begin`` on.
+
+    Attributes:
+        begin: the first step.
+        n_steps: steps of the schedule.
+        sites: what is cached.
+        calls: per denoiser call from step ``begin`` on, its step and whether it is that step's second call.
+    """
 
     begin: int
     n_steps: int
     sites: tuple[Site, ...]
+    calls: tuple[tuple[int, bool], ...]
 
-    @property
+    @cached_property
     def patterns(self) -> tuple[tuple[str, ...], ...]:
-        """Per step the actions of all sites: equal tuples run the same code."""
-        return tuple(tuple(site.actions[i] for site in self.sites) for i in range(self.n_steps))
+        """Per denoiser call the actions of all sites: equal tuples run the same code."""
+        return tuple(tuple(site.at(step, extra=extra)[0] for site in self.sites) for step, extra in self.calls)
 
 
-def plan(schedule: Schedule, block_lists: Sequence[Sequence[BlockSpec]], *, begin: int = 0) -> Plan:
+def plan(
+    schedule: Schedule,
+    block_lists: Sequence[Sequence[BlockSpec]],
+    *,
+    begin: int = 0,
+    second: Mapping[int, float] | None = None,
+    keep_outputs: bool = False,
+) -> Plan:
     """Returns what ``schedule`` does on a denoiser with these blocks when a run starts at step ``begin``.
 
     Args:
         schedule: a valid schedule whose rows name only modules of ``block_lists``.
         block_lists: the denoiser's lists of blocks, each in running order; segments do not cross lists.
         begin: first step that is executed; later than 0 for image-to-image.
+        second: noise level of the second denoiser call, by step, for steps that have one.
+        keep_outputs: keep what the denoiser computes at every step, needed or not, so that what a run keeps up to a
+            step does not depend on what follows.
     """
-    rows = _Rows(schedule)
+    rows, second = _Rows(schedule), second or {}
+    levels = _Levels(schedule.sigma, {step: at for step, at in second.items() if step >= begin})
     model = _actions(rows(MODEL_ROW), begin, reached=COMPUTE * schedule.n_steps)
-    sites = [_site("model", (), rows(MODEL_ROW), model, schedule.sigma)] if rows.mentions(MODEL_ROW) else []
+    sites: list[Site] = []
+    if keep_outputs:
+        sites.append(_site("model", (), FORECASTS, model.replace(COMPUTE, KEEP), levels))
+    elif rows.mentions(MODEL_ROW):
+        sites.append(_site("model", (), rows(MODEL_ROW), _marked(model), levels))
     for blocks in block_lists:
         for names in _segments(blocks, rows):
             row = rows(names[0])
             actions = _actions(row, begin, reached=model)
             if rows.mentions(names[0]):
-                sites.append(_site("segment", names, row, actions, schedule.sigma))
+                sites.append(_site("segment", names, row, _marked(actions), levels))
             for name in _parts(blocks, names[0], rows):
                 inner = _actions(rows(name), begin, reached=actions)
-                sites.append(_site("component", (name,), rows(name), inner, schedule.sigma))
-    return Plan(begin=begin, n_steps=schedule.n_steps, sites=tuple(sites))
+                sites.append(_site("component", (name,), rows(name), _marked(inner), levels))
+    steps = range(begin, schedule.n_steps)
+    calls = tuple((step, extra) for step in steps for extra in (False, True)[: 1 + (step in second)])
+    return Plan(begin=begin, n_steps=schedule.n_steps, sites=tuple(sites), calls=calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Levels:
+    """The noise levels at which the denoiser is called: of each step, and of the second calls by step."""
+
+    first: tuple[float, ...]
+    second: Mapping[int, float]
 
 
 class _Rows:
@@ -143,22 +187,30 @@ def _actions(row: str, begin: int, *, reached: str) -> str:
     return "".join(out)
 
 
-def _site(kind: SiteKind, modules: tuple[str, ...], row: str, actions: str, sigma: tuple[float, ...]) -> Site:
-    """Marks the computes whose value a later prediction needs, and adds the numbers."""
-    kept = _needed(actions)
-    marked = "".join(KEEP if i in kept else a for i, a in enumerate(actions))
+def _site(kind: SiteKind, modules: tuple[str, ...], row: str, marked: str, levels: _Levels) -> Site:
+    """Adds the numbers that its computes and predictions need."""
+    sigma = levels.first
     order = max((int(op) for op in row if op.isdigit()), default=0)
     nodes: list[float] = []
     numbers: list[tuple[float, ...]] = []
+    second: dict[int, tuple[float, ...]] = {}
     for i, action in enumerate(marked):
         if action == KEEP:
             numbers.append(tuple(1.0 / (sigma[i] - s) for s in nodes[:order]))
             nodes.insert(0, sigma[i])
         elif action.isdigit():
             numbers.append(_newton_weights(sigma[i], nodes[: int(action)]))
+            if i in levels.second:
+                second[i] = _newton_weights(levels.second[i], nodes[: int(action)])
         else:
             numbers.append(())
-    return Site(kind=kind, modules=modules, actions=marked, numbers=tuple(numbers), order=order)
+    return Site(kind=kind, modules=modules, actions=marked, numbers=tuple(numbers), order=order, second=second)
+
+
+def _marked(actions: str) -> str:
+    """Marks the computes whose value a later prediction needs."""
+    kept = _needed(actions)
+    return "".join(KEEP if i in kept else action for i, action in enumerate(actions))
 
 
 def _needed(actions: str) -> frozenset[int]:

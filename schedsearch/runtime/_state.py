@@ -1,7 +1,7 @@
-"""Where a run stands: the step's program, and one set of caches per branch (conditional, unconditional).
+"""Where a run stands: the call's program, and one set of caches per branch (conditional, unconditional).
 
 The scheduler moves the state between denoiser calls; the wrapped modules only read it. A program holds strings and
-tensors, never a step number, so ``torch.compile`` makes one graph per distinct pattern and not one per step. Knows
+tensors, never a number of a call, so ``torch.compile`` makes one graph per distinct pattern and not one per step. Knows
 nothing of pipelines.
 """
 
@@ -14,11 +14,11 @@ from schedsearch.runtime._cache import Cache, Scalars
 from schedsearch.runtime._plan import IDLE, Plan, Site
 
 BRANCHES = 4
-"""Denoiser calls one step may make: conditional, unconditional, and room for guidance with more passes."""
+"""Guidance passes one call of the schedule may make: conditional, unconditional, and room for more."""
 
 
-class StepProgram:
-    """What every site does at one step: ``actions[k]`` and ``numbers[k]`` belong to site ``k``."""
+class CallProgram:
+    """What every site does at one call: ``actions[k]`` and ``numbers[k]`` belong to site ``k``."""
 
     def __init__(self, actions: tuple[str, ...], numbers: tuple[Scalars, ...]) -> None:
         self.actions = actions
@@ -37,7 +37,7 @@ class SiteState:
 
 
 class Branch:
-    """All caches of one branch; ``following`` is the branch of the step's next denoiser call."""
+    """All caches of one branch; ``following`` is the branch of the next guidance pass."""
 
     def __init__(self, orders: tuple[int, ...], following: Branch | None) -> None:
         self.sites = [SiteState(order) for order in orders]
@@ -49,26 +49,26 @@ class RunState:
 
     Attributes:
         idle: the program outside of a run: every site computes and keeps nothing.
-        now: the program of the coming denoiser calls.
-        branch: the branch of the coming denoiser call; ``None`` when the step made more calls than `BRANCHES`.
+        now: the program of the coming denoiser call and its guidance passes.
+        branch: the branch of the coming pass; ``None`` when there were more than `BRANCHES`.
         active: the branch of the denoiser call in progress.
     """
 
     def __init__(self, sites: tuple[Site, ...]) -> None:
-        self.idle = StepProgram(tuple(IDLE for _ in sites), tuple(() for _ in sites))
+        self.idle = CallProgram(tuple(IDLE for _ in sites), tuple(() for _ in sites))
         orders = tuple(site.order for site in sites)
         first = Branch(orders, None)
         for _ in range(BRANCHES - 1):
             first = Branch(orders, first)
         self._first = first
-        self._programs: tuple[StepProgram, ...] = ()
-        self._made: dict[tuple[int, torch.device], tuple[StepProgram, ...]] = {}
+        self._programs: tuple[CallProgram, ...] = ()
+        self._made: dict[tuple[int, torch.device], tuple[CallProgram, ...]] = {}
         self.now = self.idle
         self.branch: Branch | None = first
         self.active: Branch = first
 
-    def start(self, plan: Plan, device: torch.device) -> None:
-        """Begins a run at the plan's first step; earlier values cannot leak into it, because the plan never reads
+    def start(self, plan: Plan, device: torch.device, first: int = 0) -> None:
+        """Begins a run at the plan's call ``first``; earlier values cannot leak into it, because the plan never reads
         what it has not kept.
         """
         key = (plan.begin, device)
@@ -77,11 +77,11 @@ class RunState:
         self._programs = self._made[key]
         if not torch.is_inference_mode_enabled():
             self._drop_inference_buffers()
-        self.move_to(plan.begin)
+        self.move_to(first)
 
-    def move_to(self, step: int) -> None:
-        """Makes ``step`` the coming one; past the last step every site computes and keeps nothing."""
-        self.now = self._programs[step] if step < len(self._programs) else self.idle
+    def move_to(self, call: int) -> None:
+        """Makes ``call`` of the plan the coming one; outside the plan every site computes and keeps nothing."""
+        self.now = self._programs[call] if 0 <= call < len(self._programs) else self.idle
         self.branch = self._first
 
     @property
@@ -114,14 +114,19 @@ class RunState:
                     site.cache.forget()
 
 
-def _programs(plan: Plan, device: torch.device) -> tuple[StepProgram, ...]:
+def _programs(plan: Plan, device: torch.device) -> tuple[CallProgram, ...]:
     """Puts a plan's numbers on ``device`` in one transfer and hands out 0-dimensional views of it."""
-    flat = [x for i in range(plan.n_steps) for site in plan.sites for x in site.numbers[i]]
-    scalars = iter(torch.tensor(flat, dtype=torch.float64).to(torch.float32).to(device).unbind())
+    entries = [[site.at(step, extra=extra) for site in plan.sites] for step, extra in plan.calls]
+    scalars = iter(on_device([x for entry in entries for _, numbers in entry for x in numbers], device))
     return tuple(
-        StepProgram(
-            actions=tuple(site.actions[i] for site in plan.sites),
-            numbers=tuple(tuple(next(scalars) for _ in site.numbers[i]) for site in plan.sites),
+        CallProgram(
+            actions=tuple(action for action, _ in entry),
+            numbers=tuple(tuple(next(scalars) for _ in numbers) for _, numbers in entry),
         )
-        for i in range(plan.n_steps)
+        for entry in entries
     )
+
+
+def on_device(numbers: list[float], device: torch.device) -> tuple[Tensor, ...]:
+    """Returns each number as a 0-dimensional float32 tensor on ``device``: views of one transfer."""
+    return torch.tensor(numbers, dtype=torch.float64).to(torch.float32).to(device).unbind()

@@ -9,9 +9,11 @@ from schedsearch.schedule._frontier import FrontierEntry, FrontierIndex, read_fr
 from schedsearch.schedule._interchange import from_ecad, from_smoothcache, to_ecad, to_smoothcache
 from schedsearch.schedule._model import Schedule
 from schedsearch.schedule._parts import Measurement, ModelRef, PrecisionRule, Provenance, Solver, Tables, TableTensor
+from schedsearch.schedule._side import solver_table, with_solver_table
 from schedsearch.schedule._vocabulary import (
     COMPUTE,
     CORRECTORS,
+    ESTIMATES,
     FAMILIES,
     FORECASTS,
     FORMAT,
@@ -22,12 +24,14 @@ from schedsearch.schedule._vocabulary import (
     PREDICTIONS,
     REUSE,
     SKIP,
+    SOLVER_TENSOR,
     VERSION,
 )
 
 __all__ = [
     "COMPUTE",
     "CORRECTORS",
+    "ESTIMATES",
     "FAMILIES",
     "FLUX_DEV",
     "FORECASTS",
@@ -39,6 +43,7 @@ __all__ = [
     "PREDICTIONS",
     "REUSE",
     "SKIP",
+    "SOLVER_TENSOR",
     "VERSION",
     "Budget",
     "FluxStructure",
@@ -62,8 +67,10 @@ __all__ = [
     "parse_budget",
     "read_frontier",
     "read_schedule",
+    "solver_table",
     "to_ecad",
     "to_smoothcache",
+    "with_solver_table",
     "write_atomically",
     "write_frontier",
     "write_schedule",

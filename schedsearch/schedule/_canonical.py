@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from schedsearch.schedule._vocabulary import FORMAT, NO_GUIDANCE, SOLVER_LETTERS
+from schedsearch.schedule._vocabulary import ESTIMATES, FORMAT, NO_GUIDANCE, SOLVER_LETTERS
 
 if TYPE_CHECKING:
     from schedsearch.schedule._model import Schedule
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 def record_document(record: object) -> dict[str, object]:
-    """The fields of a flat record by name; optional ones are left out where they hold empty text or an empty tuple."""
+    """The fields of a flat record by name; optional ones are left out where they hold empty text or an empty tuple.
+
+    A field that is not compared is no content and not in a file.
+    """
     fields: dict[str, object] = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         value = getattr(record, field.name)
-        if value in ("", ()) and field.default is not dataclasses.MISSING:
+        if not field.compare or (value in ("", ()) and field.default is not dataclasses.MISSING):
             continue
         fields[field.name] = list(value) if isinstance(value, tuple) else value
     return fields
@@ -37,9 +40,17 @@ def steps_document(sigma: tuple[float, ...], solver: tuple[Solver, ...]) -> dict
             letters[record] = SOLVER_LETTERS[len(letters)]
     return {
         "sigma": list(sigma),
-        "solvers": {letter: record_document(record) for record, letter in letters.items()},
+        "solvers": {letter: _solver_document(record) for record, letter in letters.items()},
         "solver": "".join(letters[record] for record in solver),
     }
+
+
+def _solver_document(record: Solver) -> dict[str, object]:
+    """The fields of a solver; ``estimate`` only where it is chosen, as most families have no choice."""
+    document = record_document(record)
+    if record.estimate == ESTIMATES[0]:
+        del document["estimate"]
+    return document
 
 
 def content_document(schedule: Schedule) -> dict[str, object]:

@@ -18,7 +18,7 @@ from schedsearch.errors import ScheduleFormatError, UnsupportedVersionError
 from schedsearch.schedule import _json
 from schedsearch.schedule._canonical import content_document, record_document
 from schedsearch.schedule._checks import join, quote, spelled
-from schedsearch.schedule._files import label, read_bounded, write_atomically
+from schedsearch.schedule._files import label, read_bounded, side_file, write_together
 from schedsearch.schedule._migrate import migrate
 from schedsearch.schedule._model import Schedule
 from schedsearch.schedule._parts import Measurement, ModelRef, PrecisionRule, Provenance, Solver, Tables, TableTensor
@@ -26,6 +26,7 @@ from schedsearch.schedule._validate import solver_record
 from schedsearch.schedule._vocabulary import (
     FORMAT,
     ID_PATTERN,
+    MAX_SIDE_BYTES,
     MAX_STEPS,
     NO_GUIDANCE,
     SOLVER_LETTERS,
@@ -88,7 +89,7 @@ def open_document(
 
 def record(kind: type[T], path: str, value: object, *, tolerant: bool) -> T:
     """An object of the file as the flat record ``kind``; lists become tuples, other values stay for the rules."""
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    fields = [field for field in dataclasses.fields(kind) if field.compare]  # type: ignore[arg-type]
     needed = [field.name for field in fields if field.default is dataclasses.MISSING]
     known = _json.members(path, value, known=[field.name for field in fields], required=needed, tolerant=tolerant)
     return kind(**{key: tuple(member) if isinstance(member, list) else member for key, member in known.items()})
@@ -147,7 +148,7 @@ def _tables(value: object, *, tolerant: bool) -> Tables:
     tables = record(Tables, "tables", value, tolerant=tolerant)
     entries: object = list(tables.tensors) if isinstance(tables.tensors, tuple) else tables.tensors
     tensors = _records(TableTensor, "tables.tensors", entries, "R15", tolerant=tolerant)
-    return Tables(file=tables.file, sha256=tables.sha256, tensors=tensors)
+    return Tables(sha256=tables.sha256, tensors=tensors)
 
 
 def _check_id(stated: object, schedule: Schedule) -> None:
@@ -249,13 +250,22 @@ def loads(data: bytes | str) -> Schedule:
 
 
 def read_schedule(path: str | os.PathLike[str]) -> Schedule:
-    """The schedule in the file at ``path``.
+    """The schedule in the file at ``path``, with the tensors of the side file if that is there too.
 
     Raises:
         ScheduleFormatError: if it cannot be read or breaks any rule of FORMAT.md; ``path`` and ``file`` say where.
         UnsupportedVersionError: if the version cannot be read.
     """
-    return naming(path, lambda: loads(read_bounded(path)))
+    schedule = naming(path, lambda: loads(read_bounded(path)))
+    beside = side_file(path)
+    if schedule.tables is None or not os.path.lexists(beside):
+        return schedule
+    return naming(beside, lambda: _with_data(schedule, read_bounded(beside, MAX_SIDE_BYTES)))
+
+
+def _with_data(schedule: Schedule, data: bytes) -> Schedule:
+    tables = dataclasses.replace(cast("Tables", schedule.tables), data=data)
+    return dataclasses.replace(schedule, tables=tables)
 
 
 def naming(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
@@ -273,10 +283,33 @@ def naming(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
 
 
 def write_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
-    """Write the file at ``path``, as a whole or not at all.
+    """Write the file at ``path``, as a whole or not at all, and before it the side file, if the schedule has tables.
 
     Raises:
-        ScheduleError: if the file cannot be written.
-        ScheduleFormatError: if it would be larger than a reader accepts.
+        ScheduleError: if a file cannot be written.
+        ScheduleFormatError: if it would be larger than a reader accepts, or the data of its tables is missing.
     """
-    write_atomically(path, dumps(schedule).encode("utf-8"))
+    write_files(path, *file_contents(schedule))
+
+
+def file_contents(schedule: Schedule) -> tuple[bytes, bytes | None]:
+    """The bytes of the schedule's file and those of its side file, ``None`` if it has no tables.
+
+    Raises:
+        ScheduleFormatError: if it would be larger than a reader accepts, or the data of its tables is missing.
+    """
+    content = dumps(schedule).encode("utf-8")
+    if schedule.tables is None:
+        return content, None
+    if schedule.tables.data is None:
+        raise ScheduleFormatError(
+            "tables.data", found="nothing", expected=f"the bytes with the hash {schedule.tables.sha256[:12]}...",
+            fix="Read the schedule from a file with its .safetensors beside it.", rule="R15",
+        )  # fmt: skip
+    return content, schedule.tables.data
+
+
+def write_files(path: str | os.PathLike[str], content: bytes, beside: bytes | None) -> None:
+    """Write what `file_contents` gave: the side file first, so that no schedule is there without its tables."""
+    tables = [(side_file(path), beside)] if beside is not None else []
+    write_together([*tables, (path, content)])

@@ -6,11 +6,12 @@ import glob
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from schedsearch.errors import ScheduleError, ScheduleFormatError
 from schedsearch.schedule._checks import quote
-from schedsearch.schedule._vocabulary import MAX_FILE_BYTES
+from schedsearch.schedule._vocabulary import MAX_FILE_BYTES, SIDE_ENDING
 
 
 def label(path: str | os.PathLike[str]) -> str:
@@ -20,8 +21,14 @@ def label(path: str | os.PathLike[str]) -> str:
     return shown if shown.isprintable() and len(shown) <= 100 else quote(shown, 100)
 
 
-def read_bounded(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file within `MAX_FILE_BYTES`.
+def side_file(path: str | os.PathLike[str]) -> Path:
+    """Where the tensors of the schedule file at ``path`` lie: beside it, under its name (FORMAT.md R15)."""
+    file = Path(path)
+    return file.with_name(f"{file.name.removesuffix('.json')}{SIDE_ENDING}")
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes.
 
     Raises:
         ScheduleFormatError: if it is missing, cannot be read, is a folder, a pipe or a device, or is too big.
@@ -30,7 +37,7 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
         with open(path, "rb", opener=_without_waiting) as file:  # Path.open() takes none
             status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode):
-                data = file.read(MAX_FILE_BYTES + 1)
+                data = file.read(min(status.st_size, limit) + 1)  # memory is taken for all that is asked for
     except FileNotFoundError:
         raise ScheduleFormatError(
             "", found="no such file", expected="a schedule file", fix=f"Looked for {quote(os.fspath(path), 300)}.",
@@ -43,10 +50,12 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
         raise ScheduleFormatError(
             "", found="a pipe or a device", expected="a regular file", rule="R1", file=label(path)
         )
-    if len(data) > MAX_FILE_BYTES:
+    if len(data) > limit:
+        is_schedule = limit == MAX_FILE_BYTES
         raise ScheduleFormatError(
-            "", found=f"{max(status.st_size, len(data))} bytes", expected=f"at most {MAX_FILE_BYTES}", rule="R1",
-            fix="This is not a schedule, or its tensors belong into a .safetensors file.", file=label(path),
+            "" if is_schedule else "tables", found=f"{max(status.st_size, len(data))} bytes",
+            expected=f"at most {limit}", rule="R1" if is_schedule else "R15", file=label(path),
+            fix="This is not a schedule, or its tensors belong into a .safetensors file." if is_schedule else "",
         )  # fmt: skip
     return data
 
@@ -57,22 +66,41 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         ScheduleError: if it cannot be written; the old file is then untouched and nothing is left behind.
     """
-    target = Path(path)
-    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    write_together([(path, data)])
+
+
+def write_together(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> None:
+    """Replace each file as a whole, in this order, once the drafts of all of them are on the disk.
+
+    Raises:
+        ScheduleError: if one cannot be written; the old files are then untouched and nothing is left behind.
+    """
+    drafts: list[tuple[Path, Path]] = []
+    target = Path()
     try:
-        for left in target.parent.glob(f".{glob.escape(target.name[:100])}.{'[0-9a-f]' * 12}.tmp"):
-            left.unlink(missing_ok=True)  # of a writer that was killed
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+        for path, data in files:
+            target = Path(path)
+            drafts.append((_new_draft(target), target))
+            with drafts[-1][0].open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for draft, target in drafts:
+            draft.replace(target)
     except (OSError, ValueError) as error:
-        draft.unlink(missing_ok=True)
+        for draft, _ in drafts:
+            draft.unlink(missing_ok=True)
         raise ScheduleError(
-            f"{label(path)}: cannot be written ({_reason(error)}). Nothing was changed; check that the folder "
+            f"{label(target)}: cannot be written ({_reason(error)}). Nothing was changed; check that the folder "
             f"{quote(str(target.parent), 300)} exists and may be written to."
         ) from error
+
+
+def _new_draft(target: Path) -> Path:
+    """A free name beside ``target``, after removing what a writer left there that was killed."""
+    for left in target.parent.glob(f".{glob.escape(target.name[:100])}.{'[0-9a-f]' * 12}.tmp"):
+        left.unlink(missing_ok=True)
+    return target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -18,8 +18,16 @@ from schedsearch.schedule import _json, _validate
 from schedsearch.schedule._budget import Budget, parse_budget
 from schedsearch.schedule._canonical import record_document
 from schedsearch.schedule._checks import bare_file, distinct, quote, spelled, text
-from schedsearch.schedule._codec import dumps, naming, open_document, pretty, read_schedule, record
-from schedsearch.schedule._files import label, read_bounded, write_atomically
+from schedsearch.schedule._codec import (
+    file_contents,
+    naming,
+    open_document,
+    pretty,
+    read_schedule,
+    record,
+    write_files,
+)
+from schedsearch.schedule._files import label, read_bounded, side_file, write_atomically
 from schedsearch.schedule._model import Schedule
 from schedsearch.schedule._parts import Measurement
 from schedsearch.schedule._vocabulary import ID_PATTERN, MAX_NAME, MAX_SCHEDULES, VERSION
@@ -28,7 +36,7 @@ FRONTIER_FORMAT = "schedsearch.frontier"
 INDEX = "frontier.json"
 
 _ID = re.compile(ID_PATTERN)
-_SCHEDULE = r"schedule-\d{3,}-[0-9a-f]{8}\.json"
+_SCHEDULE = r"schedule-\d{3,}-[0-9a-f]{8}\.(json|safetensors)"
 _MADE = re.compile(rf"{_SCHEDULE}|\.({_SCHEDULE}|frontier\.json)\.[0-9a-f]{{12}}\.tmp")
 """Names that `write_frontier` gives, drafts of a write that was cut off included."""
 
@@ -199,7 +207,7 @@ def write_frontier(
     )
     _check_entries(entries)
     files = {
-        entry.file: naming(entry.file, partial(dumps, schedule)).encode()
+        entry.file: naming(entry.file, partial(file_contents, schedule))
         for entry, schedule in zip(entries, schedules, strict=True)
     }
     index = _index_bytes(quality, entries)
@@ -207,10 +215,10 @@ def write_frontier(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ScheduleError(f"{label(place)}: cannot be made a folder ({error.strerror}). Name another one.") from error
-    for file, data in files.items():
-        write_atomically(place / file, data)
+    for file, contents in files.items():
+        write_files(place / file, *contents)
     write_atomically(place / INDEX, index)
-    _remove_leftovers(place, set(files))
+    _remove_leftovers(place, {*files, *(side_file(file).name for file, (_, beside) in files.items() if beside)})
     return FrontierIndex(folder=place, quality=quality, entries=entries)
 
 

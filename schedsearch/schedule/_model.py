@@ -31,7 +31,7 @@ class Schedule:
             leaves guidance to the pipeline.
         precision: ordered rules, first match wins.
         pruned: modules removed for the whole run, in natural order.
-        tables: side tensors, or ``None``.
+        tables: side tensors, or ``None``; steps of family ``table`` need them to run, but not to be searched.
         model: the denoiser this was made for.
         measured: results; outside the id.
         provenance: origin; outside the id.
@@ -56,7 +56,8 @@ class Schedule:
         store = object.__setattr__  # the one moment at which a frozen record may still change
         store(self, "sigma", _validate.sigma("steps.sigma", self.sigma))
         store(self, "tables", _validate.tables("tables", self.tables))
-        _validate.solvers("steps.solver", self.solver, self.n_steps, has_tables=self.tables is not None)
+        _validate.solvers("steps.solver", self.solver, self.n_steps)
+        _validate.solver_tensor("tables", self.tables, self.solver)
         store(self, "model", _validate.model("model", self.model))
         store(self, "ops", _validate.ops("ops", self.ops, self.n_steps))
         store(self, "guidance", _validate.guidance("guidance", self.guidance, self.n_steps))
@@ -69,6 +70,11 @@ class Schedule:
     def id(self) -> str:
         """``sha256:<hex>`` of the canonical bytes: the same for everything that makes the same images."""
         return content_id(self)
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether steps of family ``table`` still wait for their coefficients: a plan, which no runtime can follow."""
+        return _validate.solver_tensor_index(self.tables) is None and _validate.table_order(self.solver) > 0
 
     @property
     def n_steps(self) -> int:

@@ -6,7 +6,7 @@ the schedule a bad value stands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +18,14 @@ class Solver:
         order: order of accuracy asked for, 1..4; clipped to the history that exists at run time.
         prediction: quantity the update is written in, one of `PREDICTIONS`.
         corrector: one of `CORRECTORS`; ``implicit`` costs one more denoiser evaluation.
+        estimate: one of `ESTIMATES`: how derivatives are got from the history; not every family has a choice.
     """
 
     family: str = "euler"
     order: int = 1
     prediction: str = "velocity"
     corrector: str = "none"
+    estimate: str = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +49,17 @@ class TableTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """The ``.safetensors`` file beside the schedule (a bare file name) and the hash of its bytes."""
+    """What the ``.safetensors`` file beside the schedule holds.
 
-    file: str
+    Attributes:
+        sha256: hash of its bytes.
+        tensors: what is in it, in natural order of the names.
+        data: its bytes; ``None`` if the file was not at hand. Neither compared nor part of the id, which has the hash.
+    """
+
     sha256: str
     tensors: tuple[TableTensor, ...]
+    data: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ def _words(choices: tuple[str, ...]) -> Node:
 
 def _record(kind: type, nodes: Mapping[str, Node]) -> Node:
     """The object of a flat record: the fields without a default are required, every field has its node."""
-    fields = dataclasses.fields(kind)
+    fields = [field for field in dataclasses.fields(kind) if field.compare]
     missing = {field.name for field in fields} ^ set(nodes)
     if missing:
         raise KeyError(f"{kind.__name__}: these fields and nodes do not match: {sorted(missing)}")
@@ -65,7 +65,6 @@ _HASH = _text(words.HASH_PATTERN, 64)
 _ID = _text(words.ID_PATTERN, 71)
 _NUMBER: Node = {"type": "number"}
 _SHORT = _text(limit=words.MAX_NAME)
-_FILE = _text(rf"(?!.*\.\.){words.FILE_PATTERN}\.safetensors", words.MAX_NAME)
 
 
 def _steps() -> Node:
@@ -76,6 +75,7 @@ def _steps() -> Node:
             "order": _whole(1, words.MAX_ORDER),
             "prediction": _words(words.PREDICTIONS),
             "corrector": _words(words.CORRECTORS),
+            "estimate": _words(words.ESTIMATES),
         },
     )
     letters = {"type": "object", "additionalProperties": False, "patternProperties": {"^[a-zA-Z]$": solver}}
@@ -127,7 +127,7 @@ def _tables() -> Node:
             "role": _SHORT,
         },
     )
-    return _record(Tables, {"file": _FILE, "sha256": _HASH, "tensors": _list(tensor, words.MAX_TENSORS, 1)})
+    return _record(Tables, {"sha256": _HASH, "tensors": _list(tensor, words.MAX_TENSORS, 1)})
 
 
 def _measurement() -> Node:

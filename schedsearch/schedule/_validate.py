@@ -14,7 +14,6 @@ from typing import TypeVar, cast
 
 from schedsearch.errors import ScheduleFormatError
 from schedsearch.schedule._checks import (
-    bare_file,
     distinct,
     integer,
     join,
@@ -27,12 +26,15 @@ from schedsearch.schedule._checks import (
     text,
 )
 from schedsearch.schedule._parts import Measurement, ModelRef, PrecisionRule, Provenance, Solver, Tables, TableTensor
+from schedsearch.schedule._side import check_data, check_row, solver_rows
 from schedsearch.schedule._vocabulary import (
     CLASS_PATTERN,
     COMPUTE,
     CORRECTORS,
     DATE_PATTERN,
     DIRECTIONS,
+    ESTIMATES,
+    ESTIMATING,
     FAMILIES,
     FIXED_ORDER,
     GLOB_PATTERN,
@@ -61,6 +63,8 @@ from schedsearch.schedule._vocabulary import (
     PREDICTIONS,
     SKIP,
     SOLVER_LETTERS,
+    SOLVER_TENSOR,
+    TABLE_FAMILY,
     TENSOR_DTYPES,
 )
 
@@ -116,6 +120,10 @@ def solver_record(path: str, item: object) -> Solver:
     one_of(join(path, "family"), solver.family, FAMILIES, "R8")
     one_of(join(path, "prediction"), solver.prediction, PREDICTIONS, "R8")
     one_of(join(path, "corrector"), solver.corrector, CORRECTORS, "R8")
+    one_of(join(path, "estimate"), solver.estimate, ESTIMATES, "R8")
+    if solver.estimate != ESTIMATES[0] and solver.family not in ESTIMATING:
+        wanted = f"{ESTIMATES[0]}, the only estimate of family {solver.family}"
+        raise ScheduleFormatError(join(path, "estimate"), found=quote(solver.estimate), expected=wanted, rule="R8")
     order = integer(join(path, "order"), solver.order, 1, MAX_ORDER, "R8")
     fixed = FIXED_ORDER.get(solver.family, order)
     if order != fixed:
@@ -124,7 +132,7 @@ def solver_record(path: str, item: object) -> Solver:
     return solver
 
 
-def solvers(path: str, values: object, n_steps: int, *, has_tables: bool) -> tuple[Solver, ...]:
+def solvers(path: str, values: object, n_steps: int) -> tuple[Solver, ...]:
     """One solver per step, at most as many distinct ones as there are letters."""
     items = sequence(path, values, MAX_STEPS, "R8")
     if len(items) != n_steps:
@@ -135,12 +143,7 @@ def solvers(path: str, values: object, n_steps: int, *, has_tables: bool) -> tup
     known: dict[int, Solver] = {}
     for i, item in enumerate(items):
         if id(item) not in known:
-            known[id(item)] = record = solver_record(f"{path}[{i}]", item)
-            if record.family == "table" and not has_tables:
-                raise ScheduleFormatError(
-                    f"{path}[{i}].family", found="'table'", expected="a family that needs no tables", rule="R8",
-                    fix="Add the part 'tables' that holds the coefficients.",
-                )  # fmt: skip
+            known[id(item)] = solver_record(f"{path}[{i}]", item)
     if len(known) > len(SOLVER_LETTERS) and len(set(known.values())) > len(SOLVER_LETTERS):
         raise ScheduleFormatError(
             path, found=f"{len(set(known.values()))} distinct solvers", expected=f"at most {len(SOLVER_LETTERS)}",
@@ -263,17 +266,55 @@ def table_tensor(path: str, item: object) -> TableTensor:
 
 
 def tables(path: str, item: object) -> Tables | None:
-    """``None``, or a side file named without any folder, its hash and its tensors sorted by name."""
+    """``None``, or the hash of a side file and its tensors sorted by name; its bytes, if given, are those."""
     if item is None:
         return None
     part = instance(path, item, Tables, "R15")
-    bare_file(f"{path}.file", part.file, ".safetensors", "R15")
     spelled(f"{path}.sha256", part.sha256, _HASH, "64 hexadecimal digits in lower case", "R15")
     items = sequence(f"{path}.tensors", part.tensors, MAX_TENSORS, "R15", low=1)
     tensors = [table_tensor(f"{path}.tensors[{i}]", tensor) for i, tensor in enumerate(items)]
     distinct(f"{path}.tensors", [tensor.name for tensor in tensors], "R15")
     ordered = tuple(sorted(tensors, key=lambda tensor: natural(tensor.name)))
-    return part if ordered == part.tensors else Tables(file=part.file, sha256=part.sha256, tensors=ordered)
+    if ordered != part.tensors:
+        part = Tables(sha256=part.sha256, tensors=ordered, data=part.data)
+    if part.data is not None:
+        check_data(path, part)
+    return part
+
+
+def table_order(steps: tuple[Solver, ...]) -> int:
+    """The highest order among the steps of family ``table``; 0 without one."""
+    return max((solver.order for solver in steps if solver.family == TABLE_FAMILY), default=0)
+
+
+def solver_tensor_index(part: Tables | None) -> int | None:
+    """Where in the list of tensors the coefficients of the solver stand, ``None`` if they are not there."""
+    tensors = part.tensors if part is not None else ()
+    return next((i for i, tensor in enumerate(tensors) if tensor.name == SOLVER_TENSOR), None)
+
+
+def solver_tensor(path: str, part: Tables | None, steps: tuple[Solver, ...]) -> None:
+    """The coefficients, if they are there: one row per step, as wide as the highest order, with numbers where due."""
+    index = solver_tensor_index(part)
+    if part is None or index is None:
+        return
+    here, tensor, order = f"{path}.tensors[{index}]", part.tensors[index], table_order(steps)
+    if not order:
+        raise ScheduleFormatError(
+            here, found=quote(SOLVER_TENSOR), expected="no such tensor, as no step is of family table", rule="R15"
+        )
+    if tensor.dtype != "F64":
+        raise ScheduleFormatError(f"{here}.dtype", found=quote(tensor.dtype), expected="F64", rule="R15")
+    if tensor.shape != (len(steps), 1 + order):
+        raise ScheduleFormatError(
+            f"{here}.shape", found=str(list(tensor.shape)), rule="R15",
+            expected=f"{[len(steps), 1 + order]}: one row per step, one column more than the highest order of `table`",
+            fix="The coefficients were fitted for other steps; fit them again.",
+        )  # fmt: skip
+    if part.data is None:
+        return
+    for i, (row, solver) in enumerate(zip(solver_rows(part.data), steps, strict=True)):
+        check_row(f"{here}[{i}]", row, 1 + solver.order if solver.family == TABLE_FAMILY else 0)
 
 
 def model(path: str, item: object) -> ModelRef:

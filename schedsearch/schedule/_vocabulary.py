@@ -21,20 +21,33 @@ MODEL_ROW = "model"
 NO_GUIDANCE = "-"
 """How a file writes a step without an unconditional pass."""
 
-FAMILIES = ("euler", "heun", "adams", "dpm", "unipc", "table")
+FAMILIES = ("euler", "heun", "adams", "plms", "dpm", "unipc", "table")
 FIXED_ORDER = {"euler": 1, "heun": 2}
 """Families that exist at one order only; asking for another would give one run two ids."""
 MAX_ORDER = 4
 PREDICTIONS = ("velocity", "noise", "data")
 CORRECTORS = ("none", "pseudo", "implicit")
+ESTIMATES = ("default", "taylor", "midpoint", "heun", "bh1", "bh2")
+ESTIMATING = ("dpm", "unipc")
+"""Families that estimate derivatives in more than one way; the others have their one."""
+TABLE_FAMILY = "table"
+SOLVER_TENSOR = "solver"
+"""Name of the side file's tensor that holds the coefficients of `TABLE_FAMILY` steps."""
 NUMBER_FORMATS = ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "fp4_e2m1", "nf4", "mxfp8", "nvfp4")
-TENSOR_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL")
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+    "BOOL": 1,
+}  # fmt: skip
+"""Bytes of one element, by safetensors' name of its type."""
+TENSOR_DTYPES = tuple(DTYPE_BYTES)
 DIRECTIONS = ("min", "max")
 
 SOLVER_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Letters a file gives to its distinct solvers, by first appearance."""
 
+SIDE_ENDING = ".safetensors"
 MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_SIDE_BYTES = 64 * 1024 * 1024
 MAX_NESTING = 16
 MAX_ITEMS = 100_000
 MAX_INT_DIGITS = 20

@@ -16,14 +16,20 @@ from schedsearch.search._random import RandomConfig, RandomSearch
 from schedsearch.search._stop import Ended, Stop
 from schedsearch.search.loop import run
 from schedsearch.space import SearchSpace, shown
-from schedsearch.study import Objective
+from schedsearch.study import Objective, Probe
 
 SEARCHERS: dict[str, Any] = {searcher.name: searcher for searcher in (Anneal, Ecad, RandomSearch)}
 """Searcher classes by name: ``SEARCHERS[name](space, seed=, objectives=, config=)``, options in ``.Config``."""
 
 
 def make_searcher(
-    name: str, space: SearchSpace, *, seed: int, objectives: Sequence[Objective], **config: object
+    name: str,
+    space: SearchSpace,
+    *,
+    seed: int,
+    objectives: Sequence[Objective],
+    probe: Probe | None = None,
+    **config: object,
 ) -> Searcher:
     """The searcher of that name.
 
@@ -32,6 +38,7 @@ def make_searcher(
         space: where it searches.
         seed: 0 or more; with the evaluations told it decides every proposal.
         objectives: what it improves; searchers of one objective take the first.
+        probe: what was recorded of a plain run of the model, for searchers that start from it.
         config: options of the searcher's ``Config``; lists may stand for tuples.
 
     Raises:
@@ -56,7 +63,9 @@ def make_searcher(
                 f"search {name}: found the option {key!r}, expected one of {', '.join(known)}.{_hint(key, known)}"
             )
         options[key] = _as_kind(f"search {name}, {key}", value, kinds[key], f"a value such as {known[key]!r}")
-    made: Searcher = searcher(space, seed=seed, objectives=tuple(objectives), config=searcher.Config(**options))
+    made: Searcher = searcher(
+        space, seed=seed, objectives=tuple(objectives), config=searcher.Config(**options), probe=probe
+    )
     return made
 
 

@@ -26,7 +26,7 @@ from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule
 from schedsearch.search._masks import freedom, gap, spaced, swapped
 from schedsearch.search._turn import Turn
 from schedsearch.space import SearchSpace
-from schedsearch.study import Candidate, Evaluation, Objective
+from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 NEAR = 3
 """Steps within which a move counts as near."""
@@ -85,7 +85,13 @@ class Anneal:
     Config = AnnealConfig
 
     def __init__(
-        self, space: SearchSpace, *, seed: int, objectives: Sequence[Objective], config: AnnealConfig | None = None
+        self,
+        space: SearchSpace,
+        *,
+        seed: int,
+        objectives: Sequence[Objective],
+        config: AnnealConfig | None = None,
+        probe: Probe | None = None,  # noqa: ARG002 - every searcher is made the same way
     ) -> None:
         """Prepare the chains.
 

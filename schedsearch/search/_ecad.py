@@ -26,7 +26,7 @@ from schedsearch.errors import UsageError
 from schedsearch.schedule import OPS, REUSE, Schedule
 from schedsearch.search._turn import Turn
 from schedsearch.space import SearchSpace
-from schedsearch.study import Candidate, Evaluation, Objective
+from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 Genomes = npt.NDArray[np.bool_]
 
@@ -68,7 +68,13 @@ class Ecad:
     Config = EcadConfig
 
     def __init__(
-        self, space: SearchSpace, *, seed: int, objectives: Sequence[Objective], config: EcadConfig | None = None
+        self,
+        space: SearchSpace,
+        *,
+        seed: int,
+        objectives: Sequence[Objective],
+        config: EcadConfig | None = None,
+        probe: Probe | None = None,  # noqa: ARG002 - every searcher is made the same way
     ) -> None:
         """Prepare the first population.
 

@@ -15,7 +15,7 @@ import numpy as np
 from schedsearch.errors import UsageError
 from schedsearch.search._turn import Turn
 from schedsearch.space import SearchSpace
-from schedsearch.study import Candidate, Evaluation, Objective
+from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,7 @@ class RandomSearch:
         seed: int,
         objectives: Sequence[Objective],  # noqa: ARG002 - every searcher is made the same way
         config: RandomConfig | None = None,
+        probe: Probe | None = None,  # noqa: ARG002
     ) -> None:
         self._space = space
         self._seed = seed

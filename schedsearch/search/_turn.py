@@ -25,8 +25,10 @@ class Turn:
         """The number the next candidate will get."""
         return self._next
 
-    def asked(self, proposals: Iterable[tuple[Schedule, tuple[str, ...]]]) -> tuple[Candidate, ...]:
-        """Candidates for pairs (schedule, ids of its parents), numbered on.
+    def asked(
+        self, proposals: Iterable[tuple[Schedule, tuple[str, ...]]], *, share: float = 1.0
+    ) -> tuple[Candidate, ...]:
+        """Candidates for pairs (schedule, ids of its parents), numbered on, to be measured on a share of the prompts.
 
         Raises:
             UsageError: if the last candidates have not been told yet.
@@ -36,7 +38,7 @@ class Turn:
                 f"{self._searcher}.ask: found {len(self._open)} candidates without evaluations, expected a tell first."
             )
         self._open = tuple(
-            Candidate(schedule=schedule, searcher=self._searcher, ask=self._next + i, parents=parents)
+            Candidate(schedule=schedule, searcher=self._searcher, ask=self._next + i, parents=parents, share=share)
             for i, (schedule, parents) in enumerate(proposals)
         )
         self._next += len(self._open)

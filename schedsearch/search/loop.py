@@ -1,8 +1,8 @@
 """The only loop: ask, measure what is new, record, tell.
 
 Resuming is replaying: a searcher is asked from the start, and whatever the study already holds is told again without
-measuring. A candidate whose schedule was measured before is told the earlier values and costs nothing; it leaves no
-record, so the number of records is the number of schedules measured, and that is what ``Stop.trials`` counts.
+measuring. A candidate whose schedule was measured before, on as many prompts, is told the earlier values and costs
+nothing; it leaves no record, so the number of records is the number of measurements, which ``Stop.trials`` counts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def run(
     before, started = study.spent.seconds, time.monotonic()
 
     def limit_met() -> Ended | None:
-        return stop.met(trials=len(study), seconds=before + time.monotonic() - started)
+        seconds = before + time.monotonic() - started
+        return stop.met(trials=len(study), seconds=seconds, evals=study.spent.denoiser_evals)
 
     asked = idle = 0
     while idle < MAX_IDLE_ASKS:
@@ -52,12 +53,13 @@ def run(
             return "finished"
         told, known = [], len(study)
         for candidate in candidates:
-            evaluation = _recall(study, candidate, fidelity)
+            wanted = max(1, round(fidelity * candidate.share))
+            evaluation = _recall(study, candidate, wanted)
             if evaluation is None:
                 if ended := limit_met():
                     return ended
                 _require_legal(candidate, asked, searcher, space)
-                evaluation = _sound(evaluator.evaluate(candidate, fidelity=fidelity))
+                evaluation = _sound(evaluator.evaluate(candidate, fidelity=wanted))
                 study.append(evaluation)
                 if on_evaluation is not None:
                     on_evaluation(evaluation)

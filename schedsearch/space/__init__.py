@@ -1,7 +1,34 @@
 """What may be searched: the legal set of schedules for one model, read from a YAML file per model family."""
 
+from schedsearch.space._cross import crossed
+from schedsearch.space._forbidden import Forbidden
+from schedsearch.space._genome import MAX_RANGES, Genome, Range, StepGene, genome_of, runs_of, schedule_of
 from schedsearch.space._load import load_space, shipped_spaces
-from schedsearch.space._space import LEVELS, Forbidden, SearchSpace
+from schedsearch.space._space import LEVELS, SearchSpace
+from schedsearch.space._vary import OPERATORS, Operator, mutated, operators_of
+from schedsearch.space._warps import WARPS, warp
 from schedsearch.space._yaml import read_yaml, shown
 
-__all__ = ["LEVELS", "Forbidden", "SearchSpace", "load_space", "read_yaml", "shipped_spaces", "shown"]
+__all__ = [
+    "LEVELS",
+    "MAX_RANGES",
+    "OPERATORS",
+    "WARPS",
+    "Forbidden",
+    "Genome",
+    "Operator",
+    "Range",
+    "SearchSpace",
+    "StepGene",
+    "crossed",
+    "genome_of",
+    "load_space",
+    "mutated",
+    "operators_of",
+    "read_yaml",
+    "runs_of",
+    "schedule_of",
+    "shipped_spaces",
+    "shown",
+    "warp",
+]

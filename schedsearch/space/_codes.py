@@ -1,19 +1,20 @@
-"""Op rows as small integers, and their canonical form, for whole schedules at once.
+"""Op rows as small integers, and the canonical form of one row.
 
-A schedule's rows become one int8 array `(n_rows, n_steps)` whose codes are positions in ``CR123S``: 0 compute, 1 reuse,
-2..4 forecast of order 1..3, 5 skip. Two properties make the repair below short: code ``c`` of 1..4 needs exactly ``c``
-earlier computes of its row, and lowering a code towards 0 always ends in something legal. This module does not know
-where symbols come from, nor what a schedule is besides its rows.
+A schedule's rows as an array are int8 `(n_rows, n_steps)` whose codes are positions in ``CR123S``: 0 compute, 1 reuse,
+2..4 forecast of order 1..3, 5 skip. Code ``c`` of 1..4 needs exactly ``c`` earlier computes of its row. Canonical forms
+are made row by row on text and remembered, because a search meets the same rows again and again. This module does not
+know where symbols come from, nor what a schedule is besides its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from schedsearch.schedule import OPS
+from schedsearch.schedule import COMPUTE, OPS, SKIP
 
 Codes = npt.NDArray[np.int8]
 
@@ -21,7 +22,6 @@ COMPUTE_CODE = 0
 PRUNED_CODE = -1
 """Fills the rows of a block that is removed for the whole run."""
 
-_SKIP_CODE = OPS.index("S")
 _MAX_HISTORY = 4
 _LETTERS = np.frombuffer(OPS.encode(), dtype=np.uint8)
 _CODE_OF = np.zeros(256, dtype=np.int8)
@@ -49,53 +49,75 @@ def rows_of(codes: Codes) -> list[str]:
     return [text[i : i + width] for i in range(0, len(text), width)]
 
 
-def landing_table(symbols: Sequence[str]) -> Codes:
-    """Where a code lands: `(n_rows, n_codes, 5)`, indexed by row, wished code and earlier computes (4 = four or more).
+def needed(symbol: str) -> int:
+    """Earlier computes of its row that ``symbol`` needs.
 
-    A forecast lands on the highest legal order its history carries, then on reuse, then on compute. A skip that is not
-    legal computes.
+    >>> [needed(symbol) for symbol in "CR123S"]
+    [0, 1, 2, 3, 4, 0]
     """
-    table = np.zeros((len(symbols), len(OPS), _MAX_HISTORY + 1), dtype=np.int8)
-    for row, legal in enumerate(symbols):
-        for history in range(_MAX_HISTORY + 1):
-            best = COMPUTE_CODE
-            for code in range(1, _SKIP_CODE):
-                if OPS[code] in legal and code <= history:
-                    best = code
-                table[row, code, history] = best
-            table[row, _SKIP_CODE, history] = _SKIP_CODE if "S" in legal else COMPUTE_CODE
-    return table
+    return 0 if symbol == SKIP else OPS.index(symbol)
 
 
-def canonical(codes: Codes, *, parents: npt.NDArray[np.intp], has_model_row: bool, landing: Codes) -> Codes:
-    """The canonical form of ``codes`` `(n_rows, n_steps)`; its own canonical form is itself.
+@lru_cache(maxsize=16384)
+def canonical_row(row: str, above: str, symbols: str) -> str:
+    """The canonical form of ``row``; its own canonical form is itself.
 
     Args:
-        codes: any values of 0..5; not changed.
-        parents: `(n_rows,)` index of the block's row for a component's row, -1 for others.
-        has_model_row: row 0 speaks of the whole denoiser.
-        landing: from `landing_table`.
+        row: one character of ``CR123S`` per step.
+        above: one character per step, ``C`` where everything coarser computes; the first one must be ``C``.
+        symbols: what the row may hold.
 
-    Step 0 computes everywhere. Where a coarser row does not compute, finer rows say compute. A code its row cannot
-    take, or its history cannot carry, lands where `landing_table` says. Steps are settled one after the other, because
-    a cell that lands on compute is history for the steps after it.
+    Step 0 computes. Where something coarser does not compute, the row says compute. A forecast lands on the highest
+    legal order its history carries, then on reuse, then on compute; a skip that is not legal computes. A cell that
+    lands on compute is history for the cells after it.
+
+    >>> canonical_row("CR3C3", "CCCCC", "CR123")
+    'CRRC1'
+    >>> canonical_row("CRRRR", "CRCCC", "CR")
+    'CCRRR'
     """
-    out: Codes = codes.copy()
-    out[:, 0] = COMPUTE_CODE
-    children = np.flatnonzero(parents >= 0)
-    owners = parents[children]
-    rows = np.arange(len(out))
-    history = np.zeros(len(out), dtype=np.intp)
-    for step in range(out.shape[1]):
-        landed: Codes = landing[rows, out[:, step], history]
-        computes = landed == COMPUTE_CODE
-        if has_model_row and not computes[0]:
-            landed[1:] = COMPUTE_CODE
-            computes[1:] = False
-        else:
-            overruled = children[~computes[owners]]
-            landed[overruled] = COMPUTE_CODE
-            computes[overruled] = False
-        history = np.minimum(history + computes, _MAX_HISTORY)
-        out[:, step] = landed
-    return out
+    landing = _landing(symbols)
+    out, history = [COMPUTE], 1
+    for wish, coarser in zip(row[1:], above[1:], strict=True):
+        if coarser != COMPUTE:
+            out.append(COMPUTE)
+            continue
+        landed = landing[history][wish]
+        if landed == COMPUTE and history < _MAX_HISTORY:
+            history += 1
+        out.append(landed)
+    return "".join(out)
+
+
+@lru_cache(maxsize=256)
+def _landing(symbols: str) -> tuple[Mapping[str, str], ...]:
+    """By earlier computes (4 = four or more): where each wished symbol lands."""
+    tables = []
+    for history in range(_MAX_HISTORY + 1):
+        table, best = {COMPUTE: COMPUTE}, COMPUTE
+        for symbol in OPS[1:-1]:
+            if symbol in symbols and needed(symbol) <= history:
+                best = symbol
+            table[symbol] = best
+        table[SKIP] = SKIP if SKIP in symbols else COMPUTE
+        tables.append(table)
+    return tuple(tables)
+
+
+@lru_cache(maxsize=4096)
+def both(first: str, second: str) -> str:
+    """``C`` where both rows compute, ``R`` elsewhere.
+
+    >>> both("CCRR", "CSCR")
+    'CRRR'
+    """
+    return "".join("C" if a == b == COMPUTE else "R" for a, b in zip(first, second, strict=True))
+
+
+def resampled_row(row: str, n_steps: int) -> str:
+    """``row`` read off at ``n_steps`` even places.
+
+    >>> resampled_row("CCRRCCRR", 4)
+    'CRCR'
+    """
+    return "".join(row[i * len(row) // n_steps] for i in range(n_steps))

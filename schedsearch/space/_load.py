@@ -9,12 +9,26 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
 from schedsearch.errors import SpaceError
-from schedsearch.schedule import COMPUTE, MAX_STEPS, MODEL_ROW, OPS, SKIP, ModelRef
-from schedsearch.space._space import LEVELS, Forbidden, SearchSpace
+from schedsearch.schedule import (
+    COMPUTE,
+    CORRECTORS,
+    ESTIMATES,
+    FAMILIES,
+    MAX_STEPS,
+    MODEL_ROW,
+    OPS,
+    PREDICTIONS,
+    SKIP,
+    ModelRef,
+    Solver,
+)
+from schedsearch.space._forbidden import Forbidden, SolverPattern
+from schedsearch.space._space import LEVELS, MAX_LATTICE, SearchSpace
 from schedsearch.space._yaml import read_yaml, shown, shown_key
 from schedsearch.types import BlockSpec
 
@@ -24,8 +38,16 @@ VERSION = 1
 _PACKAGE = "schedsearch_spaces"
 _MARK = f"\nformat: {FORMAT}\n"
 """Tells a space file from other data in the package."""
-_FROZEN = {"sigma": "default", "solver": "euler", "guidance": "pipeline", "precision": "pipeline"}
+_FROZEN = {"guidance": "pipeline", "precision": "pipeline"}
 """Parts of a schedule that no axis opens yet, and the only value each may have."""
+
+_MAX_ORDER = 4
+_MAX_SOLVERS = 40
+_ONE_ORDER = {"euler": 1, "heun": 2}
+"""Families that exist at one order only."""
+_ESTIMATING = ("dpm", "unipc")
+"""Families with more than one estimate of derivatives; they are also the ones written in the data by default."""
+_SOLVER_FIELDS = {"family": FAMILIES, "prediction": PREDICTIONS, "corrector": CORRECTORS, "estimate": ESTIMATES}
 
 
 def shipped_spaces() -> tuple[str, ...]:
@@ -76,7 +98,7 @@ class _Reader:
     ) -> SearchSpace:
         top = self._mapping(
             "", document, needed=("format", "version", "name", "levels"),
-            optional=("summary", "steps", "pruned", "forbidden", "frozen"),
+            optional=("summary", "steps", "sigma", "lattice", "solvers", "pruned", "forbidden", "frozen"),
         )  # fmt: skip
         self._exactly("format", top["format"], FORMAT)
         self._exactly("version", top["version"], VERSION)
@@ -84,6 +106,7 @@ class _Reader:
         self._frozen(top.get("frozen", {}))
         levels = self._levels(top["levels"])
         prunable, max_pruned = self._pruned(top.get("pruned"), blocks)
+        free_sigma, lattice = self._sigma(top)
         return SearchSpace(
             name=self._text("name", top["name"]),
             model=model,
@@ -94,6 +117,9 @@ class _Reader:
             prunable=prunable,
             max_pruned=max_pruned,
             forbidden=self._forbidden(top.get("forbidden", [])),
+            solvers=self._solvers(top["solvers"]) if "solvers" in top else (Solver(),),
+            free_sigma=free_sigma,
+            lattice=lattice,
         )
 
     def _levels(self, value: object) -> tuple[tuple[str, str], ...]:
@@ -119,12 +145,64 @@ class _Reader:
             return (default,)
         table = self._mapping("steps", value, needed=("min", "max"))
         low, high = (
-            default if table[end] == "default" else self._integer(f"steps.{end}", table[end], 1, MAX_STEPS)
+            default
+            if table[end] == "default"
+            else self._integer(f"steps.{end}", table[end], 1, MAX_STEPS, besides=", or default")
             for end in ("min", "max")
         )
         if table["min"] != "default" and table["max"] != "default" and low > high:
             self._fail("steps", f"min {low} above max {high}", "min at most max", "Exchange them.")
         return tuple(sorted({default, *range(low, high + 1)}))
+
+    def _sigma(self, top: Mapping[str, object]) -> tuple[bool, int]:
+        """Whether noise levels are free, and the lattice they lie on."""
+        free = self._one_of("sigma", top.get("sigma", "default"), ("default", "free")) == "free"
+        if "lattice" not in top:
+            return free, 2048
+        if not free:
+            self._fail("lattice", shown(top["lattice"]), "no lattice, as sigma is default", "Remove it, or free sigma.")
+        return free, self._integer("lattice", top["lattice"], 2, MAX_LATTICE)
+
+    def _solvers(self, value: object) -> tuple[Solver, ...]:
+        records: dict[Solver, None] = {}
+        for i, item in enumerate(self._list("solvers", value)):
+            for record in self._solver_group(f"solvers[{i}]", item):
+                if record in records:
+                    self._fail(f"solvers[{i}]", f"{record.family} a second time", "every solver once", "Remove one.")
+                records[record] = None
+        if not 1 <= len(records) <= _MAX_SOLVERS:
+            self._fail("solvers", f"{len(records)} solvers", f"1 to {_MAX_SOLVERS}", "Name the ones worth searching.")
+        return tuple(records)
+
+    def _solver_group(self, path: str, item: object) -> list[Solver]:
+        """The records of one entry: every combination of its lists, those of the first order first."""
+        group = self._mapping(
+            path, item, needed=("family",), optional=("orders", "predictions", "correctors", "estimates")
+        )
+        family = self._one_of(f"{path}.family", group["family"], FAMILIES)
+        fixed = _ONE_ORDER.get(family)
+        low, high = (fixed, fixed) if fixed else (1, _MAX_ORDER)
+        if "orders" not in group and fixed is None:
+            self._fail(f"{path}.orders", "nothing", f"a list of orders from 1 to {_MAX_ORDER}", "Add it.")
+        orders = [
+            self._integer(f"{path}.orders[{i}]", order, low, high)
+            for i, order in enumerate(self._list(f"{path}.orders", group.get("orders", [fixed])))
+        ]
+        estimates = ESTIMATES if family in _ESTIMATING else ESTIMATES[:1]
+        default = "data" if family in _ESTIMATING else Solver().prediction
+        predictions = self._choices(f"{path}.predictions", group.get("predictions", [default]), PREDICTIONS)
+        correctors = self._choices(f"{path}.correctors", group.get("correctors", ["none"]), CORRECTORS)
+        kinds = self._choices(f"{path}.estimates", group.get("estimates", ["default"]), estimates)
+        lists: dict[str, Sequence[object]] = {
+            "orders": orders, "predictions": predictions, "correctors": correctors, "estimates": kinds,
+        }  # fmt: skip
+        for key, values in lists.items():
+            if not values or len(set(values)) < len(values):
+                self._fail(f"{path}.{key}", shown(values), "a list of at least one, every entry once", "Correct it.")
+        return [
+            Solver(family=family, order=order, prediction=prediction, corrector=corrector, estimate=estimate)
+            for order, prediction, corrector, estimate in product(orders, predictions, correctors, kinds)
+        ]
 
     def _pruned(self, value: object, blocks: tuple[BlockSpec, ...]) -> tuple[tuple[str, ...], int]:
         if value is None:
@@ -144,7 +222,7 @@ class _Reader:
         rules = []
         for i, item in enumerate(self._list("forbidden", value)):
             here = f"forbidden[{i}]"
-            rule = self._mapping(here, item, needed=("rows", "symbols", "reason"))
+            rule = self._mapping(here, item, needed=("rows", "symbols", "reason"), optional=("solver",))
             symbols = self._text(f"{here}.symbols", rule["symbols"])
             for char in symbols:
                 if char not in OPS or char == COMPUTE:
@@ -154,8 +232,23 @@ class _Reader:
             reason = self._text(f"{here}.reason", rule["reason"])
             if not reason:
                 self._fail(f"{here}.reason", "nothing", "why", "The reason is shown to whoever breaks the rule.")
-            rules.append(Forbidden(rows=self._text(f"{here}.rows", rule["rows"]), symbols=symbols, reason=reason))
+            rows = self._text(f"{here}.rows", rule["rows"])
+            solver = self._solver_pattern(f"{here}.solver", rule["solver"]) if "solver" in rule else ()
+            if solver and rows != MODEL_ROW:
+                self._fail(f"{here}.rows", shown(rows), f"{MODEL_ROW} beside a solver", "A solver sees only that row.")
+            rules.append(Forbidden(rows=rows, symbols=symbols, reason=reason, solver=solver))
         return tuple(rules)
+
+    def _solver_pattern(self, path: str, value: object) -> SolverPattern:
+        pattern = self._mapping(path, value, needed=(), optional=("family", "order", *tuple(_SOLVER_FIELDS)[1:]))
+        if not pattern:
+            self._fail(path, "no field", "at least one of family, order, prediction, corrector", "Name the solvers.")
+        return tuple(
+            (field, self._integer(f"{path}.order", wanted, 1, _MAX_ORDER))
+            if field == "order"
+            else (field, self._one_of(f"{path}.{field}", wanted, _SOLVER_FIELDS[field]))
+            for field, wanted in pattern.items()
+        )
 
     def _frozen(self, value: object) -> None:
         table = self._mapping("frozen", value, needed=(), optional=tuple(_FROZEN))
@@ -193,10 +286,19 @@ class _Reader:
             self._fail(path, _kind(value), "text", 'Put it in quotes, such as "CR".')
         return value
 
-    def _integer(self, path: str, value: object, low: int, high: int) -> int:
+    def _integer(self, path: str, value: object, low: int, high: int, *, besides: str = "") -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self._fail(path, shown(value), f"a whole number from {low} to {high}, or default", "Correct it.")
+            wanted = f"a whole number from {low} to {high}" if low < high else str(low)
+            self._fail(path, shown(value), f"{wanted}{besides}", "Correct it.")
         return value
+
+    def _one_of(self, path: str, value: object, choices: Sequence[str]) -> str:
+        if not isinstance(value, str) or value not in choices:
+            self._fail(path, shown(value), f"one of {', '.join(choices)}", "Correct its spelling.")
+        return value
+
+    def _choices(self, path: str, value: object, choices: Sequence[str]) -> list[str]:
+        return [self._one_of(f"{path}[{i}]", item, choices) for i, item in enumerate(self._list(path, value))]
 
     def _exactly(self, path: str, value: object, wanted: object) -> None:
         if value != wanted or isinstance(value, bool):

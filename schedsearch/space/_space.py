@@ -1,38 +1,37 @@
 """The legal set of schedules for one model: what may be searched, and the canonical form of everything in it.
 
 A space is made of axes. Rows of ops exist at up to three levels (``model``, ``block``, ``component``), each with its
-legal symbols; the number of steps is the default one or lies in a range; blocks may be removed up to a limit. All other
-parts of a schedule are frozen at their defaults. Every schedule has one canonical form in the space,
-`SearchSpace.repair`, so equal plans get equal ids. This module does not know files (``_load.py``) nor any algorithm.
+legal symbols; the number of steps is the default one or lies in a range; noise levels are the default ones or lie on a
+lattice; every step has one of some solvers; blocks may be removed up to a limit. All other parts of a schedule are
+frozen at their defaults. Every schedule has one canonical form in the space, `SearchSpace.repair`, so equal plans get
+equal ids. This module does not know files (``_load.py``) nor any algorithm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
+from math import comb
 
 import numpy as np
 
 from schedsearch.errors import SpaceError
-from schedsearch.schedule import COMPUTE, MODEL_ROW, OPS, SKIP, ModelRef, Schedule, Solver
-from schedsearch.space._codes import PRUNED_CODE, Codes, canonical, codes_of, landing_table, rows_of
+from schedsearch.schedule import COMPUTE, MODEL_ROW, OPS, ModelRef, Provenance, Schedule, Solver
+from schedsearch.space._codes import PRUNED_CODE, Codes, both, canonical_row, codes_of, resampled_row, rows_of
 from schedsearch.space._count import CountedBlock, count_schedules
-from schedsearch.space._grid import resampled
+from schedsearch.space._draw import random_cells, random_sigma, random_solvers
+from schedsearch.space._forbidden import Forbidden, banned, must_stay
+from schedsearch.space._grid import Lattice, resampled, stretched
+from schedsearch.space._solvers import SolverAxis, named, stretched_solvers
+from schedsearch.space._why import PARTS, brief, difference
 from schedsearch.types import BlockSpec
 
 LEVELS = ("model", "block", "component")
 """Levels of rows, coarse first."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forbidden:
-    """Symbols that rows matching a glob may not hold, and why."""
-
-    rows: str
-    symbols: str
-    reason: str
+MAX_LATTICE = 65_536
+_NOWHERE = Provenance()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +42,19 @@ class SearchSpace:
         name: which space file this came from.
         model: the denoiser.
         blocks: its schedulable blocks, in order of execution.
-        sigma: `(n_steps + 1,)` the default noise levels.
+        sigma: `(n + 1,)` the model's default noise levels.
         levels: pairs ``(level, symbols)``, coarse first; a level that is not searched is absent.
-        counts: legal numbers of steps, ascending; the default one is among them.
+        counts: legal numbers of steps, ascending.
         prunable: blocks that may be removed for the whole run, unless ``forbidden`` says they may not be skipped.
         max_pruned: most blocks that may be removed at once.
-        forbidden: exceptions to ``levels``.
+        forbidden: exceptions to ``levels`` and ``solvers``.
+        solvers: what a step may be taken with, the default first. Orders clipped to the history that exists, and
+            Euler's step where all orders come to it, are legal besides.
+        free_sigma: inner noise levels may be any of a lattice; else those of the default grid.
+        lattice: parts the lattice cuts the range of noise levels into; the default levels are on it besides.
+
+    Raises:
+        SpaceError: if ``solvers`` is empty or ``lattice`` too coarse or too fine.
     """
 
     name: str
@@ -60,18 +66,27 @@ class SearchSpace:
     prunable: tuple[str, ...] = ()
     max_pruned: int = 0
     forbidden: tuple[Forbidden, ...] = ()
+    solvers: tuple[Solver, ...] = (Solver(),)
+    free_sigma: bool = False
+    lattice: int = 2048
+
+    def __post_init__(self) -> None:
+        if not self.solvers:
+            raise SpaceError("solvers: found none, expected at least one.")
+        if not 2 <= self.lattice <= MAX_LATTICE:
+            raise SpaceError(f"lattice: found {self.lattice}, expected 2..{MAX_LATTICE}.")
 
     # ---- what there is
 
-    @property
+    @cached_property
     def n_steps(self) -> int:
-        """The default number of steps."""
-        return len(self.sigma) - 1
+        """The model's default number of steps; where that is not legal, the legal one nearest to it."""
+        return self._count_near(len(self.sigma) - 1)
 
     @cached_property
     def base(self) -> Schedule:
-        """The identity: the default grid, everything computed."""
-        return self._schedule(self.n_steps, (), ())
+        """The plain run: the default grid and solver, everything computed."""
+        return self.build(sigma=self.grid(self.n_steps), solver=self.solvers[:1] * self.n_steps)
 
     @cached_property
     def row_names(self) -> tuple[str, ...]:
@@ -100,8 +115,30 @@ class SearchSpace:
     def symbols_of(self, row: str) -> str:
         """Legal symbols of a row, compute first; only compute where the row's level is not searched."""
         legal = dict(self.levels).get(self.level_of(row), COMPUTE)
-        banned = {char for rule in self.forbidden if fnmatchcase(row, rule.rows) for char in rule.symbols}
-        return "".join(char for char in OPS if char in legal and char not in banned)
+        without = banned(self.forbidden, row)
+        return "".join(char for char in OPS if char in legal and char not in without)
+
+    def grid(self, n_steps: int) -> tuple[float, ...]:
+        """`(n_steps + 1,)` the default noise levels for that number of steps, spaced like the model's own."""
+        if n_steps not in self._grids:
+            self._grids[n_steps] = resampled(self.sigma, n_steps)
+        return self._grids[n_steps]
+
+    def sigma_lattice(self, n_steps: int) -> Lattice:
+        """The legal inner noise levels of a run of ``n_steps``, numbered, where they are free."""
+        if n_steps not in self._lattices:
+            self._lattices[n_steps] = Lattice(self.grid(n_steps), self.sigma, self.lattice)
+        return self._lattices[n_steps]
+
+    @cached_property
+    def solver_axis(self) -> SolverAxis:
+        """Which solvers are legal where."""
+        to_zero, flow = self.sigma[-1] == 0.0, self.sigma[0] <= 1.0
+        return SolverAxis(self.solvers, self.forbidden, to_zero=to_zero, flow=flow)
+
+    def solvers_at(self, schedule: Schedule, step: int) -> tuple[Solver, ...]:
+        """Legal solvers of one step of a schedule of this space, the default first."""
+        return self.solver_axis.legal(self.solver_axis.places(schedule.row(MODEL_ROW), schedule.solver)[step])
 
     def cardinality(self) -> int:
         """The exact number of schedules in the space (canonical forms)."""
@@ -113,20 +150,24 @@ class SearchSpace:
             )
             for block in self.blocks
         ]
-        return count_schedules(self.symbols_of(MODEL_ROW), blocks, counts=self.counts, max_pruned=self.max_pruned)
+
+        sigmas = {n: comb(len(self.sigma_lattice(n).levels), n - 1) if self.free_sigma else 1 for n in self.counts}
+        return count_schedules(
+            self.symbols_of(MODEL_ROW), blocks, sigmas=sigmas, max_pruned=self.max_pruned, solvers=self.solver_axis.ways
+        )
 
     # ---- schedules and arrays
 
     def encode(self, schedule: Schedule) -> Codes:
         """Codes `(n_rows, n_steps)` of a schedule's rows: positions in ``CR123S``, -1 throughout for a removed block.
 
-        A schedule from elsewhere is read as far as the space can say it: unknown rows are left out and an illegal
-        number of steps is resampled to the nearest legal one.
+        Rows only: noise levels and solvers are not among them. A schedule from elsewhere is read as far as the space
+        can say it: unknown rows are left out and an illegal number of steps is resampled to the nearest legal one.
         """
         plain = COMPUTE * schedule.n_steps
         rows = dict(schedule.ops)
         codes = codes_of([rows.get(name, plain) for name in self.row_names]).reshape(-1, schedule.n_steps)
-        wanted = min(self.counts, key=lambda count: (abs(count - schedule.n_steps), count))
+        wanted = self._count_near(schedule.n_steps)
         if wanted != schedule.n_steps:
             codes = codes[:, np.arange(wanted) * schedule.n_steps // wanted]
         removed = set(schedule.pruned)
@@ -134,124 +175,154 @@ class SearchSpace:
             codes[[row in removed or self._owner.get(row) in removed for row in self.row_names]] = PRUNED_CODE
         return codes
 
-    def decode(self, codes: Codes) -> Schedule:
+    def decode(self, codes: Codes, *, like: Schedule | None = None) -> Schedule:
         """The schedule that ``codes`` `(n_rows, n_steps)` stand for, in canonical form.
 
-        On the codes of a repaired schedule this is the inverse of `encode`; any other codes are repaired on the way.
+        Noise levels and solvers are those of ``like``, or the default ones. On the codes of a repaired schedule
+        ``decode(codes, like=schedule)`` is the inverse of `encode`; any other codes are repaired on the way.
 
         Raises:
             SpaceError: if the shape is not one of this space, or a code is unknown.
         """
         if codes.ndim != 2 or codes.shape[0] != len(self.row_names) or codes.shape[1] not in self.counts:
             raise SpaceError(
-                f"codes: found shape {codes.shape}, expected ({len(self.row_names)}, n) "
-                f"with n in {_brief(self.counts)}."
+                f"codes: found shape {codes.shape}, expected ({len(self.row_names)}, n) with n in {brief(self.counts)}."
             )
         if codes.size and (codes.min() < PRUNED_CODE or codes.max() >= len(OPS)):
             raise SpaceError(f"codes: found {codes.min()}..{codes.max()}, expected -1..{len(OPS) - 1} ({OPS})")
-        removed = self._removed(codes)
-        gone = [row in removed or self._owner.get(row) in removed for row in self.row_names] if removed else None
-        plain = np.maximum(codes, 0).astype(np.int8, copy=False)
-        if gone is not None:
-            plain[gone] = 0
-        if len(plain):
-            plain = canonical(plain, parents=self._parents, has_model_row=self._has_model_row, landing=self._landing)
-        if gone is not None:
-            plain[gone] = 0
-        busy = np.flatnonzero(plain.any(axis=1))
-        rows = rows_of(plain[busy]) if len(busy) else []
-        ops = tuple((self.row_names[i], row) for i, row in zip(busy, rows, strict=True))
-        return self._schedule(codes.shape[1], ops, tuple(removed))
+        n_steps = codes.shape[1]
+        busy = np.flatnonzero(codes.any(axis=1)) if n_steps else np.empty(0, dtype=np.intp)
+        rows = rows_of(np.maximum(codes[busy], 0)) if len(busy) else []
+        sigma, solver = (
+            (self.grid(n_steps), self.solvers[:1] * n_steps)
+            if like is None
+            else (stretched(like.sigma, n_steps), stretched_solvers(like.solver, n_steps))
+        )
+        return self.build(
+            sigma=sigma, solver=solver, pruned=self._removed(codes),
+            ops=[(self.row_names[i], row) for i, row in zip(busy, rows, strict=True)],
+        )  # fmt: skip
+
+    def build(
+        self, *, sigma: Sequence[float], solver: Sequence[Solver], ops: Iterable[tuple[str, str]] = (),
+        pruned: Iterable[str] = (),
+    ) -> Schedule:  # fmt: skip
+        """The canonical schedule nearest to these parts, which need not make a legal schedule before.
+
+        Args:
+            sigma: `(n + 1,)` noise levels, in any order.
+            solver: `(n,)` records.
+            ops: rows ``(name, row)`` of ``n`` known characters.
+            pruned: names of removed blocks.
+        """
+        n_steps = self._count_near(len(solver))
+        removed = self._removed_among(pruned)
+        rows = self._canonical_rows(dict(ops), n_steps, removed)
+        return Schedule(
+            sigma=self._canonical_sigma(sigma, n_steps),
+            solver=self._canonical_solver(solver, dict(rows).get(MODEL_ROW, COMPUTE * n_steps)),
+            model=self.model, ops=rows, pruned=removed,
+        )  # fmt: skip
 
     def repair(self, schedule: Schedule) -> Schedule:
         """The canonical schedule of this space nearest to ``schedule``; repairing twice changes nothing more.
 
-        Step 0 computes everywhere; a forecast is lowered to the order its history carries; a symbol its row may not
-        hold becomes the nearest lower one; finer rows say compute where a coarser one does not compute; parts that are
-        frozen return to their defaults. Results and origin are dropped: they belong to the schedule that came in.
+        An illegal number of steps becomes the nearest legal one. Rows: step 0 computes everywhere; a forecast is
+        lowered to the order its history carries; a symbol its row may not hold becomes the nearest lower one; finer
+        rows say compute where a coarser one does not compute. Noise levels: the ends are pinned, inner ones go to the
+        nearest level of the lattice. Solvers: the nearest legal record, its order clipped to the history. Parts that
+        are frozen return to their defaults. Results, origin and fitted tables are dropped: a space holds plans.
         """
-        return self.decode(self.encode(schedule))
+        n_steps = self._count_near(schedule.n_steps)
+        removed = self._removed_among(schedule.pruned)
+        rows = self._canonical_rows(dict(schedule.ops), n_steps, removed)
+        sigma = self._canonical_sigma(schedule.sigma, n_steps)
+        solver = self._canonical_solver(schedule.solver, dict(rows).get(MODEL_ROW, COMPUTE * n_steps))
+        if (
+            sigma == schedule.sigma and solver == schedule.solver and rows == schedule.ops
+            and removed == schedule.pruned and schedule.model == self.model and _is_bare(schedule)
+        ):  # fmt: skip
+            return schedule
+        return Schedule(sigma=sigma, solver=solver, model=self.model, ops=rows, pruned=removed)
 
     def sample(self, rng: np.random.Generator) -> Schedule:
         """A random schedule: any of the space can come out, and all shares of computed cells are equally likely.
 
         Some of the levels (at least one) are drawn to be active. In each, the share of cells that compute is uniform in
-        [0, 1], rows move together or each on its own, and the rest holds one symbol or a mix.
+        [0, 1], rows move together or each on its own, and the rest holds one symbol or a mix. Free noise levels are the
+        default ones, warped, jittered or anywhere; solvers are one throughout, two, or a mix.
         """
         n_steps = int(rng.choice(self.counts))
         codes = np.zeros((len(self.row_names), n_steps), dtype=np.int8)
         searched = [(level, symbols) for level, symbols in self.levels if len(symbols) > 1]
         active = rng.random(len(searched)) < 0.5
-        if searched and not active.any():
+        if searched and not active.any() and not self._is_open:
             active[rng.integers(len(searched))] = True
         for (level, symbols), is_active in zip(searched, active, strict=True):
             if is_active:
-                rows = self._rows_at(level)
-                codes[rows] = _random_cells(rng, symbols, (len(rows), n_steps))
+                rows = self._level_rows[level]
+                codes[rows] = random_cells(rng, symbols, (len(rows), n_steps))
         most = min(self.max_pruned, len(self._removable))
         if most and rng.random() < 0.25:
             names = rng.choice(self._removable, size=rng.integers(1, most + 1), replace=False)
             removed = {str(name) for name in names}
             codes[[row in removed or self._owner.get(row) in removed for row in self.row_names]] = PRUNED_CODE
-        return self.decode(codes)
+        if not self._is_open:
+            return self.decode(codes)
+        busy = np.flatnonzero(codes.any(axis=1))
+        texts = rows_of(np.maximum(codes[busy], 0)) if len(busy) else []
+        grid = self.grid(n_steps)
+        return self.build(
+            sigma=random_sigma(rng, grid) if self.free_sigma else grid,
+            solver=random_solvers(rng, self.solvers, n_steps),
+            ops=[(self.row_names[i], row) for i, row in zip(busy, texts, strict=True)],
+            pruned=self._removed(codes),
+        )
 
     def neighbours(self, schedule: Schedule) -> Iterator[Schedule]:
-        """Distinct schedules one cell away from ``schedule`` (after repair), row by row, step by step."""
+        """Distinct schedules one choice away from ``schedule`` (after repair).
+
+        One cell, row by row and step by step; then the solver of one step; then one inner noise level, moved to the
+        next one of the lattice on either side.
+        """
         start = self.repair(schedule)
-        codes = self.encode(start)
         seen = {start}
+        for neighbour in self._around(start):
+            if neighbour not in seen:
+                seen.add(neighbour)
+                yield neighbour
+
+    def _around(self, start: Schedule) -> Iterator[Schedule]:
+        codes = self.encode(start)
         for row, name in enumerate(self.row_names):
             legal = [OPS.index(char) for char in self.symbols_of(name)]
             for step in range(1, codes.shape[1]):
                 for code in legal if codes[row, step] != PRUNED_CODE else ():
-                    changed = codes.copy()
-                    changed[row, step] = code
-                    neighbour = self.decode(changed)
-                    if neighbour not in seen:
-                        seen.add(neighbour)
-                        yield neighbour
+                    if code != codes[row, step]:
+                        changed = codes.copy()
+                        changed[row, step] = code
+                        yield self.decode(changed, like=start)
+        for step in range(start.n_steps):
+            for record in self.solvers_at(start, step):
+                if record != start.solver[step]:
+                    solver = (*start.solver[:step], record, *start.solver[step + 1 :])
+                    yield self.build(sigma=start.sigma, solver=solver, ops=start.ops, pruned=start.pruned)
+        if self.free_sigma:
+            lattice = self.sigma_lattice(start.n_steps)
+            numbers = lattice.numbers(start.sigma)
+            for i, number in enumerate(numbers):
+                for moved in (number - 1, number + 1):
+                    if 0 <= moved < len(lattice.levels) and moved not in numbers:
+                        yield replace(start, sigma=lattice.sigma([*numbers[:i], moved, *numbers[i + 1 :]]))
 
     # ---- legality
 
     def check(self, schedule: Schedule) -> str | None:
         """Why ``schedule`` is not a canonical member of this space, or ``None`` if it is one."""
-        bare = replace(schedule, measured=self.base.measured, provenance=self.base.provenance)
         repaired = self.repair(schedule)
-        return None if bare == repaired else self._difference(bare, repaired)
-
-    def _difference(self, found: Schedule, legal: Schedule) -> str:
-        if found.model != legal.model:
-            return f"model: found {found.model}, expected {legal.model}"
-        if found.n_steps != legal.n_steps:
-            return f"steps: found {found.n_steps} steps, expected one of {_brief(self.counts)}"
-        for part in ("sigma", "solver", "guidance", "precision", "tables", "pruned"):
-            if getattr(found, part) != getattr(legal, part):
-                note = "frozen in this space"
-                if part == "pruned":
-                    reasons = [reason for name in found.pruned if (reason := self._must_stay(name))]
-                    note = reasons[0] if reasons else f"at most {self.max_pruned} prunable blocks"
-                return f"{part}: found {getattr(found, part)!r}, expected {getattr(legal, part)!r} ({note})"
-        for name, row in found.ops:
-            if name not in self.row_names:
-                return (
-                    f"ops.{name}: found a row, expected none: it is not among the {len(self.row_names)} rows searched"
-                )
-            for step, (char, wanted) in enumerate(zip(row, legal.row(name), strict=True)):
-                if char != wanted:
-                    return f"ops.{name}[{step}]: found {char}, expected {wanted}: {self._rule(name, step, char, legal)}"
-        return f"ops: found {found.ops}, expected {legal.ops}"
-
-    def _rule(self, name: str, step: int, char: str, legal: Schedule) -> str:
-        """The rule that ``char`` breaks at ``step`` of row ``name``."""
-        if char not in self.symbols_of(name):
-            reasons = [r.reason for r in self.forbidden if fnmatchcase(name, r.rows) and char in r.symbols]
-            return reasons[0] if reasons else f"row {name} may hold {self.symbols_of(name)}"
-        if step == 0:
-            return "the first step computes everything"
-        for coarser in (MODEL_ROW, self._owner.get(name, name)):
-            if coarser != name and legal.row(coarser)[step] != COMPUTE:
-                return f"row {coarser} does not compute at this step"
-        return "a forecast of order o needs o + 1 earlier computes"
+        if repaired is schedule or all(getattr(repaired, part) == getattr(schedule, part) for part in PARTS):
+            return None
+        return difference(self, schedule, repaired)
 
     # ---- smaller spaces
 
@@ -262,14 +333,18 @@ class SearchSpace:
         symbols: str | Mapping[str, str] | None = None,
         counts: Sequence[int] | None = None,
         max_pruned: int | None = None,
+        solvers: Sequence[Solver] | None = None,
+        free_sigma: bool | None = None,
     ) -> SearchSpace:
-        """A part of this space.
+        """A part of this space: every schedule of it is one of this space.
 
         Args:
             levels: the levels to keep.
             symbols: the symbols to keep, for all levels or by level; compute always stays.
             counts: the numbers of steps to keep.
             max_pruned: a lower limit on removed blocks.
+            solvers: the solvers to keep, the default first.
+            free_sigma: ``False`` for the default noise levels only.
 
         Raises:
             SpaceError: if something asked for is not in this space.
@@ -289,12 +364,78 @@ class SearchSpace:
             _require_known("counts", tuple(map(str, counts)), [str(count) for count in self.counts])
             if not counts:
                 raise SpaceError("counts: found none, expected at least one number of steps.")
-        chosen = tuple(sorted(set(counts))) if counts is not None else self.counts
-        grid = self.sigma if self.n_steps in chosen else self._grid(chosen[-1])
-        limit = self.max_pruned if max_pruned is None else min(max_pruned, self.max_pruned)
-        return replace(self, levels=tuple(narrowed), counts=chosen, sigma=grid, max_pruned=limit)
+        if solvers is not None:
+            _require_known("solvers", [named(s) for s in solvers], [named(s) for s in self.solvers])
+        if free_sigma and not self.free_sigma:
+            raise SpaceError("free_sigma: found True, expected False; a part cannot be larger.")
+        return replace(
+            self,
+            levels=tuple(narrowed),
+            counts=tuple(sorted(set(counts))) if counts is not None else self.counts,
+            max_pruned=self.max_pruned if max_pruned is None else min(max_pruned, self.max_pruned),
+            solvers=tuple(dict.fromkeys(solvers)) if solvers is not None else self.solvers,
+            free_sigma=self.free_sigma if free_sigma is None else free_sigma,
+        )
+
+    # ---- canonical parts
+
+    def _count_near(self, n_steps: int) -> int:
+        """The legal number of steps nearest to ``n_steps``."""
+        if n_steps in self._count_set:
+            return n_steps
+        return min(self.counts, key=lambda count: (abs(count - n_steps), count))
+
+    def _canonical_sigma(self, sigma: Sequence[float], n_steps: int) -> tuple[float, ...]:
+        if not self.free_sigma:
+            return self.grid(n_steps)
+        return self.sigma_lattice(n_steps).snapped(stretched(sigma, n_steps))
+
+    def _canonical_solver(self, solver: Sequence[Solver], model_row: str) -> tuple[Solver, ...]:
+        wishes = stretched_solvers(solver, len(model_row))
+        return self.solver_axis.settle(wishes, model_row)
+
+    def _canonical_rows(
+        self, wished: Mapping[str, str], n_steps: int, removed: Sequence[str]
+    ) -> tuple[tuple[str, str], ...]:
+        """Rows that do not only compute, in the order of ``wished``: coarse ones settle before finer ones."""
+        plain = COMPUTE * n_steps
+        settled: dict[str, str] = {}
+        for level in LEVELS:
+            for name, row in wished.items():
+                if self._level.get(name) != level or name in removed or self._owner.get(name) in removed:
+                    continue
+                above = settled.get(MODEL_ROW, plain)
+                owner = settled.get(self._owner.get(name, ""))
+                if owner is not None:
+                    above = both(above, owner)
+                wish = row if len(row) == n_steps else resampled_row(row, n_steps)
+                settled[name] = canonical_row(wish, above, self._symbols[name])
+        return tuple([(name, settled[name]) for name in wished if settled.get(name, plain) != plain])
+
+    def _removed_among(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of ``names`` that may be removed, as far as they may be: the first ones in order of execution."""
+        wished = tuple(names)
+        if not wished:
+            return ()
+        chosen = [name for name in self._removable if name in wished][: self.max_pruned]
+        return tuple([name for name in wished if name in chosen])
+
+    def _removed(self, codes: Codes) -> list[str]:
+        """Blocks whose rows all say removed."""
+        if not len(codes) or not (codes[:, 0] == PRUNED_CODE).any():
+            return []
+        kept = {
+            self._owner.get(name, name)
+            for name, first in zip(self.row_names, codes[:, 0], strict=True)
+            if first != PRUNED_CODE
+        }
+        return [name for name in self._removable if name not in kept]
 
     # ---- derived once
+
+    @cached_property
+    def _count_set(self) -> frozenset[int]:
+        return frozenset(self.counts)
 
     @cached_property
     def _block_names(self) -> frozenset[str]:
@@ -305,78 +446,50 @@ class SearchSpace:
         return {f"{block.name}.{part}": block.name for block in self.blocks for part in block.components}
 
     @cached_property
-    def _removable(self) -> tuple[str, ...]:
-        """Blocks that may be removed and have a row to say it in; not those whose row must not skip."""
-        owners = {self._owner.get(name, name) for name in self.row_names}
-        return tuple(name for name in self.prunable if name in owners and not self._must_stay(name))
-
-    def _must_stay(self, block: str) -> str:
-        """Why ``block`` may not be skipped, and so not be removed either; empty if it may."""
-        return next((r.reason for r in self.forbidden if SKIP in r.symbols and fnmatchcase(block, r.rows)), "")
+    def _level(self) -> dict[str, str]:
+        """The level of every row that is searched."""
+        return {name: self.level_of(name) for name in self.row_names}
 
     @cached_property
-    def _has_model_row(self) -> bool:
-        return MODEL_ROW in self.row_names
-
-    @cached_property
-    def _parents(self) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
-        place = {name: i for i, name in enumerate(self.row_names)}
-        return np.array([place.get(self._owner.get(name, ""), -1) for name in self.row_names], dtype=np.intp)
-
-    @cached_property
-    def _landing(self) -> Codes:
-        return landing_table([self.symbols_of(name) for name in self.row_names])
-
-    @cached_property
-    def _grids(self) -> dict[int, tuple[float, ...]]:
-        return {self.n_steps: self.sigma}
+    def _symbols(self) -> dict[str, str]:
+        return {name: self.symbols_of(name) for name in self.row_names}
 
     @cached_property
     def _level_rows(self) -> dict[str, list[int]]:
         rows: dict[str, list[int]] = {level: [] for level in LEVELS}
         for i, name in enumerate(self.row_names):
-            rows[self.level_of(name)].append(i)
+            rows[self._level[name]].append(i)
         return rows
 
-    def _rows_at(self, level: str) -> list[int]:
-        return self._level_rows[level]
+    @cached_property
+    def _removable(self) -> tuple[str, ...]:
+        """Blocks that may be removed and have a row to say it in; not those whose row must not skip."""
+        owners = {self._owner.get(name, name) for name in self.row_names}
+        return tuple(name for name in self.prunable if name in owners and not must_stay(self.forbidden, name))
 
-    def _grid(self, n_steps: int) -> tuple[float, ...]:
-        if n_steps not in self._grids:
-            self._grids[n_steps] = resampled(self.sigma, n_steps)
-        return self._grids[n_steps]
+    @cached_property
+    def _is_open(self) -> bool:
+        """Whether there is more to choose than rows, removed blocks and the number of steps."""
+        return self.free_sigma or len(self.solvers) > 1
 
-    def _removed(self, codes: Codes) -> list[str]:
-        """Blocks whose rows all say removed, as far as they may be, the first ones in order of execution."""
-        if not self.max_pruned or not len(codes) or not (codes[:, 0] == PRUNED_CODE).any():
-            return []
-        kept = {
-            self._owner.get(name, name)
-            for name, first in zip(self.row_names, codes[:, 0], strict=True)
-            if first != PRUNED_CODE
-        }
-        return [name for name in self._removable if name not in kept][: self.max_pruned]
+    @cached_property
+    def _grids(self) -> dict[int, tuple[float, ...]]:
+        return {}
 
-    def _schedule(self, n_steps: int, ops: tuple[tuple[str, str], ...], pruned: tuple[str, ...]) -> Schedule:
-        return Schedule(
-            sigma=self._grid(n_steps), solver=(Solver(),) * n_steps, model=self.model, ops=ops, pruned=pruned
-        )
+    @cached_property
+    def _lattices(self) -> dict[int, Lattice]:
+        return {}
 
 
-def _random_cells(rng: np.random.Generator, symbols: str, shape: tuple[int, int]) -> Codes:
-    """Cells `(n_rows, n_steps)`: a uniform share computes; rows alike or not; the rest one symbol or a mix."""
-    idle = [OPS.index(char) for char in symbols if char != COMPUTE]
-    share, together, one_symbol = rng.random(), rng.random() < 0.5, rng.random() < 0.5
-    computes = np.broadcast_to(rng.random((1, shape[1]) if together else shape) < share, shape)
-    filling = rng.choice(idle) if one_symbol else rng.choice(idle, size=shape)
-    return np.where(computes, 0, filling).astype(np.int8)
+def _is_bare(schedule: Schedule) -> bool:
+    """Whether a schedule has no part that every space leaves out."""
+    return (
+        schedule.guidance is None and not schedule.precision and schedule.tables is None and not schedule.measured
+        and schedule.provenance == _NOWHERE
+    )  # fmt: skip
 
 
 def _require_known(path: str, wanted: Sequence[str], known: Sequence[str]) -> None:
     for item in wanted:
         if item not in known:
             raise SpaceError(f"{path}: found {item!r}, expected one of {', '.join(known)}; a part cannot be larger.")
-
-
-def _brief(counts: Sequence[int]) -> str:
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}..{counts[-1]}"

@@ -1,7 +1,8 @@
 """What has been tried: records, the frontier, and the study that keeps them."""
 
 from schedsearch.study._frontier import Frontier
+from schedsearch.study._probe import BlockProbe, Probe
 from schedsearch.study._records import Candidate, Evaluation, Objective
 from schedsearch.study._study import JSON, Notes, Spent, Study
 
-__all__ = ["JSON", "Candidate", "Evaluation", "Frontier", "Notes", "Objective", "Spent", "Study"]
+__all__ = ["JSON", "BlockProbe", "Candidate", "Evaluation", "Frontier", "Notes", "Objective", "Probe", "Spent", "Study"]

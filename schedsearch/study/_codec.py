@@ -37,6 +37,7 @@ def trial_of(evaluation: Evaluation) -> FrozenTrial:
                 "searcher": candidate.searcher,
                 "ask": candidate.ask,
                 "parents": list(candidate.parents),
+                "share": candidate.share,
                 "reason": evaluation.reason,
                 "metrics": [list(pair) for pair in evaluation.metrics],
                 "samples": [[metric, list(values)] for metric, values in evaluation.samples],
@@ -64,6 +65,7 @@ def evaluation_of(trial: FrozenTrial) -> Evaluation:
             searcher=fields["searcher"],
             ask=fields["ask"],
             parents=tuple(fields["parents"]),
+            share=fields["share"],
         )
         return Evaluation(
             candidate=candidate,

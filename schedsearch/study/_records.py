@@ -29,12 +29,15 @@ class Candidate:
         searcher: who proposed it.
         ask: running number of the proposal inside its study, 0 first.
         parents: ids of the schedules it was made from.
+        share: of the prompts it asks to be measured on, above 0 and at most 1; a first look costs less than a
+            measurement, and does not compete for the frontier.
     """
 
     schedule: Schedule
     searcher: str
     ask: int
     parents: tuple[str, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

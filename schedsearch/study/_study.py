@@ -59,7 +59,7 @@ class Study:
         records = [evaluation_of(trial) for trial in storage.get_all_trials(study_id, deepcopy=False)]
         for record in sorted(records, key=lambda record: record.candidate.ask):
             self._keep(record)
-        self._frontier = Frontier.of(self.objectives, records)
+        self._frontier = Frontier.of(self.objectives, [record for record in records if record.candidate.share == 1.0])
 
     @classmethod
     def open(
@@ -146,7 +146,7 @@ class Study:
             )
         self._storage.create_new_trial(self._study_id, template_trial=trial_of(evaluation))
         self._keep(evaluation)
-        if evaluation.status == "ok":
+        if evaluation.status == "ok" and candidate.share == 1.0:
             self._frontier = self._frontier.add(evaluation)
 
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -162,7 +162,7 @@ class Study:
         return self._by_schedule.get(schedule_id)
 
     def frontier(self) -> Frontier:
-        """The non-dominated records."""
+        """The non-dominated records among those measured on all prompts."""
         return self._frontier
 
     @property

@@ -22,7 +22,7 @@ from schedsearch.errors import (
     UsageError,
 )
 from schedsearch.runtime import apply, default_sigmas, identity_schedule, model_ref, topology_of
-from schedsearch.schedule import PrecisionRule, Schedule, Solver, write_schedule
+from schedsearch.schedule import PrecisionRule, Schedule, write_schedule
 
 
 def schedule_for(pipe: Any, row: str = "CCRC1R") -> Schedule:
@@ -132,7 +132,6 @@ def test_an_unknown_module_is_refused_by_name(mini: Any) -> None:
     [
         ({"guidance": (None,) * 6}, "guidance"),
         ({"precision": (PrecisionRule(pattern="*", weight="int8", activation="int8"),)}, "precision"),
-        ({"solver": (Solver(family="adams", order=2),) * 6}, r"steps\.solver\[0\]: found adams of order 2"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused(mini: Any, change: dict[str, Any], where: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from schedsearch.schedule import (
@@ -14,6 +16,10 @@ from schedsearch.schedule import (
     Tables,
     TableTensor,
 )
+from schedsearch.schedule._side import Tensor, pack
+
+SIDE = pack({"gain": Tensor("F32", (), b"\0" * 4), "shift": Tensor("F16", (4, 16), b"\0" * 128)})
+"""A side file of two tensors."""
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def plain(model: ModelRef) -> Schedule:
 @pytest.fixture
 def full() -> Schedule:
     """A schedule that uses every part and field of the format."""
-    euler, dpm = Solver(), Solver(family="dpm", order=2, prediction="data", corrector="pseudo")
+    euler, dpm = Solver(), Solver(family="dpm", order=2, prediction="data", corrector="pseudo", estimate="heun")
     return Schedule(
         sigma=(1.0, 0.75, 0.5, 0.25, 0.0),
         solver=(euler, dpm, dpm, euler),
@@ -42,12 +48,12 @@ def full() -> Schedule:
         precision=(PrecisionRule(pattern="blocks.*", weight="int8", activation="bf16"),),
         pruned=("blocks.11",),
         tables=Tables(
-            file="side.safetensors",
-            sha256="c" * 64,
+            sha256=hashlib.sha256(SIDE).hexdigest(),
             tensors=(
                 TableTensor(name="gain", shape=(), dtype="F32", role=""),
                 TableTensor(name="shift", shape=(4, 16), dtype="F16", role="error correction"),
             ),
+            data=SIDE,
         ),
         measured=(
             Measurement(

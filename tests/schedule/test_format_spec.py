@@ -59,6 +59,7 @@ LIMITS = {
     "MAX_STARS": ("R13", "at most {:,} `*`"),
     "MAX_PRUNED": ("R14", "At most {:,} module names"),
     "MAX_TENSORS": ("R15", "names 1 to {:,} tensors"),
+    "MAX_SIDE_BYTES": ("R15", "({:,} bytes)"),
     "MAX_RANK": ("R15", "at most {:,} dimensions"),
     "MAX_DIMENSION": ("R15", "dimensions of 0 to {:,};"),
     "MAX_PIXELS": ("R16", "1 to {:,} pixels"),
@@ -90,7 +91,16 @@ def test_no_limit_is_left_out():
     assert "within 64 signed bits" in paragraph("R18")
 
 
-LISTS = (NUMBER_FORMATS, words.FAMILIES, words.PREDICTIONS, words.CORRECTORS, words.TENSOR_DTYPES, tuple(words.OPS))
+LISTS = (
+    NUMBER_FORMATS,
+    words.FAMILIES,
+    words.PREDICTIONS,
+    words.CORRECTORS,
+    words.ESTIMATES,
+    words.TENSOR_DTYPES,
+    tuple(words.OPS),
+)
+TENSOR = {"name": "a", "shape": [1], "dtype": "F32", "role": ""}
 
 
 @pytest.mark.parametrize("names", LISTS)
@@ -122,7 +132,9 @@ class TestSchema:
             ("pruned", ["a", "a"]),
             ("steps", {"sigma": [1.0]}),
             ("precision", [{"pattern": "*", "weight": "int3", "activation": "bf16"}]),
-            ("tables", {"file": "../a.safetensors", "sha256": "c" * 64, "tensors": []}),
+            ("tables", {"sha256": "c" * 64, "tensors": []}),
+            ("tables", {"file": "a.safetensors", "sha256": "c" * 64, "tensors": [TENSOR]}),
+            ("tables", {"data": None, "sha256": "c" * 64, "tensors": [TENSOR]}),
         ],
     )
     def test_it_refuses_what_the_reader_refuses(self, plain, part, value):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from schedsearch.errors import ScheduleError, ScheduleFormatError, UnsupportedVersionError
 from schedsearch.schedule import (
+    ESTIMATES,
     Measurement,
     ModelRef,
     PrecisionRule,
@@ -47,11 +48,13 @@ def schedules(draw) -> Schedule:
     n = len(levels) - 1
     free = st.builds(
         Solver,
-        family=st.sampled_from(["adams", "dpm", "unipc"]),
+        family=st.sampled_from(["dpm", "unipc"]),
+        estimate=st.sampled_from(ESTIMATES),
         order=st.integers(1, 4),
         prediction=st.sampled_from(["velocity", "noise", "data"]),
         corrector=st.sampled_from(["none", "pseudo", "implicit"]),
     )
+    free |= st.builds(Solver, family=st.sampled_from(["adams", "plms", "table"]), order=st.integers(1, 4))
     row = st.builds(str.__add__, st.sampled_from("CS"), st.text("CR123S", min_size=n - 1, max_size=n - 1))
     rows = draw(st.dictionaries(NAME, row, max_size=6))
     if draw(st.booleans()):
@@ -93,7 +96,7 @@ class TestRoundTrip:
         write_schedule(full, path)
         assert read_schedule(path) == full
         assert read_schedule(str(path)).id == full.id
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["flux-4x.json"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["flux-4x.json", "flux-4x.safetensors"]
 
     def test_rows_and_levels_stand_on_one_line_each(self, full):
         lines = dumps(full).splitlines()
@@ -117,7 +120,7 @@ class TestId:
     def test_it_never_changes(self, plain, full):
         """Ids stand in files and studies all over; a release that changes one must be a new major version."""
         assert plain.id == "sha256:f2c1d9a99f1778335eeedb44b8266a44cdb173156d1d41f9fe977e603e8b4b21"
-        assert full.id == "sha256:3b3865ef4f36abf5484ea7cbb08fc6a765e7032cb0ace27760d3de5c8bd9ed17"
+        assert full.id == "sha256:b07a5da988b835e7c825e6db475082007362e960d788914be2884ce1ef28e163"
 
     def test_results_and_origin_are_outside(self, full):
         assert replace(full, measured=(), provenance=Provenance()).id == full.id
@@ -257,7 +260,9 @@ class TestWriting:
             monkeypatch.setattr("os.fsync", fail)
         else:
             monkeypatch.setattr(Path, "replace", fail)
-        with pytest.raises(ScheduleError, match=r"^a\.json: cannot be written \(No space left on device\)\. Nothing"):
+        with pytest.raises(
+            ScheduleError, match=r"^a\.safetensors: cannot be written \(No space left on device\)\. Nothing"
+        ):
             write_schedule(full, path)
         monkeypatch.undo()
         assert read_schedule(path) == plain
@@ -282,7 +287,7 @@ class TestWriting:
 
     def test_nothing_is_written_that_has_more_items_than_a_reader_takes(self, plain, tmp_path):
         tensors = tuple(TableTensor(name=f"t{i}", shape=(1,) * 8, dtype="F32", role="r") for i in range(10_000))
-        many = replace(plain, tables=Tables(file="a.safetensors", sha256="c" * 64, tensors=tensors))
+        many = replace(plain, tables=Tables(sha256="c" * 64, tensors=tensors))
         with pytest.raises(ScheduleFormatError, match=r"found about \d+ items, expected at most 100000"):
             write_schedule(many, tmp_path / "a.json")
         assert list(tmp_path.iterdir()) == []

@@ -107,6 +107,13 @@ def distinct_points(point: Schedule, n: int) -> list[Schedule]:
     return [replace(point, sigma=(1.0 + i, *point.sigma[1:])) for i in range(n)]
 
 
+TRICKS = ["../x.json", "..\\x.json", "/etc/x.json", "C:\\x.json", "C:x.json",
+     "a/b.json", "x.json\x00", "x.json/..", "..", ".", "", ".json", ".x.json",
+     "x..json", "con.json", "COM1.json", "x.json\n", "\u202ex.json",
+     "ｘ.json", "x.pt", "~/x.json", "file:x.json", "%2e%2e.json", "$HOME.json",
+     "x" * 300 + ".json", " x.json"]  # fmt: skip
+
+
 class TestFolder:
     """R20."""
 
@@ -153,7 +160,7 @@ class TestFolder:
         write_frontier(tmp_path, points, quality="psnr")
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         tensors = tuple(TableTensor(name=f"t{i}", shape=(1,) * 8, dtype="F32", role="r") for i in range(10_000))
-        large = replace(points[0], tables=Tables(file="a.safetensors", sha256="c" * 64, tensors=tensors))
+        large = replace(points[0], tables=Tables(sha256="c" * 64, tensors=tensors))
         with pytest.raises(ScheduleFormatError, match=r"^schedule-001-[0-9a-f]{8}\.json: found about \d+ items"):
             write_frontier(tmp_path, [points[1], large], quality="psnr")
         notes = [measured(psnr=1.0)[0]] * 1000
@@ -222,6 +229,17 @@ class TestFolder:
             read_frontier(tmp_path)
         assert caught.value.path == path
         assert str(caught.value).startswith(f"frontier.json: {path}: found ")
+
+    @pytest.mark.parametrize("name", TRICKS, ids=ascii)
+    def test_path_tricks_in_the_name_of_a_file(self, points, tmp_path, name):
+        """R20: "`file` MUST be a bare name of letters"."""
+        write_frontier(tmp_path, points, quality="psnr")
+        document = json.loads((tmp_path / "frontier.json").read_text())
+        document["entries"][0]["file"] = name
+        (tmp_path / "frontier.json").write_text(json.dumps(document))
+        with pytest.raises(ScheduleFormatError, match=r"a bare file name ending in \.json") as caught:
+            read_frontier(tmp_path)
+        assert caught.value.path == "entries[0].file"
 
     def test_a_newer_major_version(self, points, tmp_path):
         write_frontier(tmp_path, points, quality="psnr")

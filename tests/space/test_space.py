@@ -187,8 +187,14 @@ class TestCheck:
                 {"model": ModelRef(pipeline="Other", config="c" * 64, blocks="b" * 64, height=8, width=8)},
                 "model: found",
             ),
-            ({"sigma": toy_sigmas(6, shift=1.0)}, "sigma: found"),
-            ({"solver": (Solver(family="heun", order=2),) * 6}, "solver: found"),
+            (
+                {"sigma": toy_sigmas(6, shift=1.0)},
+                r"steps.sigma\[1\]: found 0.8\d*, expected 0.9\d*: noise levels are frozen",
+            ),
+            (
+                {"solver": (Solver(family="heun", order=2),) * 6},
+                r"steps.solver\[0\]: found heun, expected euler: this step may have euler$",
+            ),
             ({"guidance": (1.0,) * 6}, "guidance: found"),
             ({"pruned": ("nothing.0",)}, r"at most 2 prunable blocks"),
             ({"ops": (("nothing.0", "CRRRRR"),)}, r"ops.nothing.0: found a row, expected none"),

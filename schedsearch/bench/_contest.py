@@ -1,0 +1,225 @@
+"""Searches side by side on one model: same prompts, noise, cost model and metric, several seeds each.
+
+Every run is a study of its own in the output folder, so a contest that was stopped goes on where it stopped, and the
+numbers behind a curve can be read by anyone. Who enters, what it searches, and with which options, is data:
+`CONTESTANTS` are the searchers against each other, `ABLATION` is the default search confined to one axis at a time. This
+module does not know how curves are compared (`_curves.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from schedsearch.errors import UsageError
+from schedsearch.optimize import Bench, Display, OptimizeSettings, denoiser_budgets, load_bench, measure_parts
+from schedsearch.schedule import Solver
+from schedsearch.search import Stop, make_searcher, run
+from schedsearch.space import SearchSpace
+from schedsearch.study import Objective, Study
+
+EULER = (Solver(),)
+
+Narrow = Callable[[SearchSpace], SearchSpace]
+Options = Callable[[Bench], Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    """One entry of a contest.
+
+    Attributes:
+        what: the space in words, for tables.
+        search: name of the searcher; empty is the entry's own name.
+        space: the part of the model's space that it searches.
+        options: of the searcher's ``Config``, other than the published ones.
+        to_the_end: whether it runs until it is finished, whatever it costs.
+    """
+
+    what: str
+    search: str = ""
+    space: Narrow = field(default=lambda space: space)
+    options: Options = field(default=lambda _: {})
+    to_the_end: bool = False
+
+
+def _components(space: SearchSpace) -> SearchSpace:
+    n = space.n_steps
+    return space.restrict(levels=("component",), counts=(n,), solvers=EULER, free_sigma=False, max_pruned=0)
+
+
+def _model_row(space: SearchSpace) -> SearchSpace:
+    return space.restrict(levels=("model",), counts=(space.n_steps,), solvers=EULER, free_sigma=False, max_pruned=0)
+
+
+def _steps_and_blocks(space: SearchSpace) -> SearchSpace:
+    return space.restrict(levels=("block",), symbols={"block": "CS"}, solvers=EULER, max_pruned=0)
+
+
+def _steps_and_solvers(space: SearchSpace) -> SearchSpace:
+    return space.restrict(levels=(), max_pruned=0)
+
+
+def _steps(space: SearchSpace) -> SearchSpace:
+    return space.restrict(levels=(), solvers=EULER, max_pruned=0)
+
+
+def _caches(space: SearchSpace) -> SearchSpace:
+    return space.restrict(counts=(space.n_steps,), solvers=EULER, free_sigma=False, max_pruned=0)
+
+
+def _solvers(space: SearchSpace) -> SearchSpace:
+    return space.restrict(levels=(), free_sigma=False, max_pruned=0)
+
+
+def _pruning(space: SearchSpace) -> SearchSpace:
+    return space.restrict(levels=("block",), symbols={"block": "CS"}, counts=(space.n_steps,), solvers=EULER,
+                          free_sigma=False)  # fmt: skip
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "auto": Contestant(what="everything"),
+    "ecad": Contestant(
+        what="component reuse on the default steps (its own)",
+        space=_components,
+        options=lambda _: {"population": 24, "generations": 50},
+        to_the_end=True,
+    ),
+    "s3": Contestant(what="steps, noise levels and solvers (its own)", space=_steps_and_solvers),
+    "autodiffusion": Contestant(what="noise levels and skipped blocks (its own)", space=_steps_and_blocks),
+    "bayes": Contestant(what="everything"),
+    "anneal": Contestant(
+        what="model reuse and forecasts on the default steps (its own)",
+        space=_model_row,
+        options=lambda bench: {"budgets": denoiser_budgets(bench), "pinned": 1, "objective": bench.settings.metric,
+                               "restarts": 1000, "iterations": 40, "hill_climb_rounds": 1},
+    ),
+    "cachequant": Contestant(what="model reuse on the default steps (its own)", space=_model_row),
+    "random": Contestant(what="everything"),
+}  # fmt: skip
+"""The searchers against each other."""
+
+ABLATION: dict[str, Contestant] = {
+    "joint": Contestant(search="auto", what="everything"),
+    "steps": Contestant(search="auto", what="number and place of steps, Euler", space=_steps),
+    "solver": Contestant(search="auto", what="solver per step on uniform grids", space=_solvers),
+    "cache": Contestant(search="auto", what="reuse, forecasts and skips on the default steps, Euler", space=_caches),
+    "pruning": Contestant(search="auto", what="removed and skipped blocks on the default steps, Euler", space=_pruning),
+}
+"""The default search on one axis at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContestSettings:
+    """What a contest is asked for.
+
+    Attributes:
+        model: as in `OptimizeSettings`.
+        out: folder of the studies.
+        entries: who takes part.
+        seeds: of the searchers; prompts and noise are the same for all.
+        prompts: calibration prompts candidates are measured on.
+        evals: denoiser evaluations after which a run ends.
+        jobs: processes; each loads the model.
+        device: as in `OptimizeSettings`.
+        dtype: as in `OptimizeSettings`.
+    """
+
+    model: str
+    out: Path
+    entries: tuple[str, ...] = tuple(CONTESTANTS)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    prompts: int = 4
+    evals: int = 6720
+    jobs: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        known = {**CONTESTANTS, **ABLATION}
+        for name in self.entries:
+            if name not in known:
+                raise UsageError(f"--only: found {name!r}, expected some of {', '.join(known)}.")
+        for name in ("prompts", "evals", "jobs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name}: found {getattr(self, name)}, expected 1 or more.")
+        if not self.seeds:
+            raise UsageError("--seeds: found none, expected at least one.")
+
+    def study(self, entry: str, seed: int) -> Path:
+        """Where the study of one run lies."""
+        return self.out / f"{entry}-{seed}.db"
+
+
+def contest(settings: ContestSettings, display: Display | None = None) -> None:
+    """Runs everything that is not in the folder yet."""
+    display = display or Display()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    _bench(settings, display)  # measures cost and probe once, before processes share them
+    runs = [(name, seed) for seed in settings.seeds for name in settings.entries]
+    if settings.jobs == 1:
+        _run_all(settings, runs, display)
+        return
+    from joblib import Parallel, delayed
+
+    shares = [runs[i :: settings.jobs] for i in range(settings.jobs)]
+    Parallel(n_jobs=settings.jobs, verbose=0)(delayed(_run_all)(settings, share, display) for share in shares)
+
+
+def _run_all(settings: ContestSettings, runs: Sequence[tuple[str, int]], display: Display) -> None:
+    if settings.jobs > 1:
+        import torch
+
+        torch.set_num_threads(1)
+    bench = _bench(settings, display)
+    for name, seed in runs:
+        _run_one(settings, bench, name, seed)
+
+
+def _bench(settings: ContestSettings, display: Display) -> Bench:
+    """The loaded model with what was measured once for all entries, which a study of its own remembers."""
+    bench = load_bench(
+        OptimizeSettings(model=settings.model, budget="4x", device=settings.device, dtype=settings.dtype), display
+    )
+    objectives = (Objective(name="latency_ms", unit="ms", better="min"),)
+    with Study.open(settings.out / "parts.db", "parts", objectives=objectives, settings={}, resume=True) as parts:
+        measure_parts(bench, parts)
+    return bench
+
+
+def _run_one(settings: ContestSettings, bench: Bench, name: str, seed: int) -> None:
+    """One searcher with one seed, on an evaluator of its own, so that no run profits from another's work."""
+    contestant = CONTESTANTS.get(name) or ABLATION[name]
+    evaluator = bench.evaluator(bench.prompts.prompts[: settings.prompts], 0)
+    header: dict[str, Any] = {
+        "bench": "search",
+        "searcher": name,
+        "seed": seed,
+        "prompts": bench.prompts.sha256,
+        "fidelity": settings.prompts,
+    }
+    with Study.open(
+        settings.study(name, seed), name, objectives=evaluator.objectives, settings=header, resume=True
+    ) as study:
+        searcher = make_searcher(
+            contestant.search or name,
+            contestant.space(bench.space),
+            seed=seed,
+            objectives=evaluator.objectives,
+            probe=bench.probe,
+            **contestant.options(bench),
+        )
+        stop = Stop() if contestant.to_the_end else Stop(evals=settings.evals)
+        ended = run(study, searcher, evaluator, space=bench.space, stop=stop, fidelity=settings.prompts)
+        cost, floor = bench.reference_point
+        study.notes.set("contest", {"ended": ended, "reference_point": [cost, floor], **_plain(settings)})
+        bench.display.line(
+            f"{name}, seed {seed}: {ended} after {len(study)} measurements, {study.spent.denoiser_evals} denoiser "
+            f"evaluations, {study.spent.seconds:.0f} s; hypervolume {study.frontier().hypervolume((cost, floor)):.4g}"
+        )
+
+
+def _plain(settings: ContestSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name in ("model", "prompts", "evals", "dtype")}

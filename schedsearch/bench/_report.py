@@ -1,0 +1,49 @@
+"""Runs a contest and hands over its result: a table in the terminal, curves as data, a picture.
+
+Knows nothing of how candidates are proposed or measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from schedsearch.bench._contest import Contestant, ContestSettings, contest
+from schedsearch.bench._curves import COLUMNS, curves_of, rows_of, summary_of, write_curves
+from schedsearch.bench._tables import write_rows
+from schedsearch.optimize import Display
+
+
+def run_contest(
+    settings: ContestSettings,
+    entries: Mapping[str, Contestant],
+    *,
+    rival: str,
+    name: str,
+    display: Display | None = None,
+) -> None:
+    """Runs what is missing in ``settings.out`` and writes ``NAME.csv`` (curves), ``NAME-table.csv`` and ``NAME.png``.
+
+    Args:
+        settings: what to run.
+        entries: who may take part, for the words in the table.
+        rival: whom the others are compared with.
+        name: of the files.
+        display: where progress goes; the terminal by default.
+    """
+    from schedsearch_reports.contest import draw
+
+    display = display or Display()
+    contest(settings, display)
+    curves = curves_of(settings.study(entry, seed) for entry in settings.entries for seed in settings.seeds)
+    table = rows_of(summary_of(curves, rival=rival), {entry: who.what for entry, who in entries.items()})
+    header = [column.replace("auto", rival) for column in COLUMNS]
+    write_curves(settings.out / f"{name}.csv", curves)
+    write_rows(settings.out / f"{name}-table.csv", header, table)
+    draw(
+        settings.out / f"{name}.csv",
+        settings.out / f"{name}.png",
+        f"{settings.model}, {settings.prompts} prompts, {len(settings.seeds)} seeds: median and span",
+    )
+    display.table(f"{settings.model}: share of the best known hypervolume", header, table)
+    for suffix in (".csv", "-table.csv", ".png"):
+        display.line(f"Wrote {settings.out / f'{name}{suffix}'}")

@@ -1,0 +1,191 @@
+"""Joint evolution on the interval genome with a ranking surrogate; ours, made of parts that others proved apart.
+
+What is taken from whom: the first population holds the optimal paths of Watson 2021 (arXiv 2106.03802), GITS (Chen 2024,
+arXiv 2405.11326) and LeMiCa (arXiv 2511.00090) on a recorded run, fitted multistep solvers after OLSS (arXiv 2305.14677),
+and every hand-made mask; the variation operators are those of ECAD, BudCache and S^3 on one genome; a surrogate chooses
+which of many children is worth a model call, as in S^3 (arXiv 2312.07243); the choice is by expected gain in hypervolume.
+
+Every schedule is looked at on a share of the prompts first (the same noise for all) and measured on all of them only if
+that look put it on the frontier or within a hair of it. Losses are compared on the prompts both were measured on, so
+cheap looks and full measurements rank together. The search ends by itself when the hypervolume no longer grows.
+
+This module does not know what a schedule costs, nor how it is measured.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from schedsearch.errors import UsageError
+from schedsearch.schedule import Schedule
+from schedsearch.search._archive import Archive
+from schedsearch.search._seeds import seeds
+from schedsearch.search._surrogate import KernelRanker
+from schedsearch.search._turn import Turn
+from schedsearch.space import SearchSpace, crossed, mutated
+from schedsearch.study import Candidate, Evaluation, Objective, Probe
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoConfig:
+    """Options of `Auto`.
+
+    Attributes:
+        first_look: share of the prompts a schedule is looked at on first; 1 measures everything in full at once.
+        n_seeds: most schedules in the first population.
+        pool: children the surrogate chooses one from.
+        optimism: standard deviations a prediction is improved by before it is judged.
+        unguided: share of the children taken without asking the surrogate.
+        crossover: share of the children with two parents.
+        focus: value of the first objective around which to search hardest, ``0`` for the whole frontier alike.
+        focus_share: share of the children whose parents are taken near the focus.
+        slack: how far behind the frontier a first look may lie and still be measured in full, as a share of the
+            frontier's extent.
+        patience: evaluations without growth after which the search ends; ``0`` never ends it.
+        tolerance: relative growth of the hypervolume that counts.
+    """
+
+    first_look: float = 0.25
+    n_seeds: int = 120
+    pool: int = 48
+    optimism: float = 0.7
+    unguided: float = 0.1
+    crossover: float = 0.35
+    focus: float = 0.0
+    focus_share: float = 0.5
+    slack: float = 0.01
+    patience: int = 150
+    tolerance: float = 2e-3
+
+    def __post_init__(self) -> None:
+        for name in ("first_look", "unguided", "crossover", "focus_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
+        if self.first_look == 0.0:
+            raise UsageError("first_look: found 0, expected a share above 0.")
+        for name, low in (("n_seeds", 1), ("pool", 1), ("patience", 0)):
+            if getattr(self, name) < low:
+                raise UsageError(f"{name}: found {getattr(self, name)}, expected {low} or more.")
+        for name in ("optimism", "focus", "slack", "tolerance"):
+            if getattr(self, name) < 0.0:
+                raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 or more.")
+
+
+class Auto:
+    """The default search: seeds, then steady-state joint evolution until the hypervolume stalls."""
+
+    name = "auto"
+    Config = AutoConfig
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        seed: int,
+        objectives: Sequence[Objective],
+        config: AutoConfig | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        self._space = space
+        self._seed = seed
+        self._config = config or AutoConfig()
+        self._archive = Archive(objectives)
+        self._turn = Turn(self.name)
+        self._is_single = space.cardinality() == 1
+        self._seeds = deque([space.base, *(s for _, s in seeds(space, probe))][: 1 if self._is_single else None])
+        self._seeds = deque(list(dict.fromkeys(self._seeds))[: self._config.n_seeds])
+        self._asked: set[str] = set()
+        self._promoted: deque[Schedule] = deque()
+        self._volumes: list[float] = []
+        self._ranker = KernelRanker()
+
+    def ask(self, n: int) -> Sequence[Candidate]:  # noqa: ARG002 - one at a time: the next depends on its outcome
+        """The next candidate; empty when the hypervolume has stalled or nothing new can be found."""
+        if self._promoted:
+            return self._turn.asked([(self._promoted.popleft(), ())])
+        if self._seeds:
+            schedule = self._seeds.popleft()
+            self._asked.add(schedule.id)
+            return self._turn.asked([(schedule, ())], share=self._config.first_look)
+        if self._is_single or self._has_stalled():
+            return ()
+        child, parents = self._child(np.random.default_rng((self._seed, self._turn.next_ask)))
+        if child is None:
+            return ()
+        self._asked.add(child.id)
+        return self._turn.asked([(child, parents)], share=self._config.first_look)
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Take the outcome in; a first look that is good enough is measured in full next."""
+        self._turn.told(evaluations)
+        for evaluation in evaluations:
+            self._archive.add(evaluation)
+        if not self._seeds:
+            known = {schedule.id for schedule in self._promoted}
+            found = self._archive.worth_measuring(self._config.slack)
+            self._promoted.extend(schedule for schedule in found if schedule.id not in known)
+            self._volumes.append(self._archive.volume())
+
+    def _has_stalled(self) -> bool:
+        patience = self._config.patience
+        if not patience or len(self._volumes) <= patience:
+            return False
+        before, now = self._volumes[-1 - patience], self._volumes[-1]
+        return now <= before * (1.0 + self._config.tolerance)
+
+    # ---- children
+
+    def _child(self, rng: np.random.Generator) -> tuple[Schedule | None, tuple[str, ...]]:
+        """A schedule that was not asked for before, and the ids of its parents."""
+        guided = rng.random() >= self._config.unguided
+        pool = self._pool(rng, self._config.pool if guided else 1)
+        if not pool:
+            return None, ()
+        chosen = self._best(list(pool)) if guided and len(pool) > 1 else next(iter(pool))
+        return chosen, pool[chosen]
+
+    def _pool(self, rng: np.random.Generator, size: int) -> dict[Schedule, tuple[str, ...]]:
+        pool: dict[Schedule, tuple[str, ...]] = {}
+        for _ in range(20 * size):
+            child, parents = self._bred(rng)
+            if child.id not in self._asked:
+                pool.setdefault(child, parents)
+            if len(pool) >= size:
+                break
+        return pool
+
+    def _bred(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]]:
+        first = self._parent(rng)
+        if first is None or rng.random() < 0.03:
+            return self._space.sample(rng), ()
+        if rng.random() < self._config.crossover:
+            second = self._parent(rng) or first
+            child = crossed(first, second, self._space, rng)
+            if rng.random() < 0.5:
+                child = mutated(child, self._space, rng)
+            return child, (first.id, second.id)
+        child = mutated(first, self._space, rng)
+        while rng.random() < 0.3:
+            child = mutated(child, self._space, rng)
+        return child, (first.id,)
+
+    def _parent(self, rng: np.random.Generator) -> Schedule | None:
+        focus = self._config.focus if rng.random() < self._config.focus_share else 0.0
+        return self._archive.parent(rng, focus=focus)
+
+    def _best(self, pool: Sequence[Schedule]) -> Schedule:
+        """The child whose optimistic prediction adds most to the hypervolume."""
+        schedules, losses = self._archive.known()
+        if len(schedules) < 2:
+            return pool[0]
+        self._ranker.fit(schedules, losses)
+        mean, spread = self._ranker.predict(pool)
+        gains = self._archive.gains(mean - self._config.optimism * spread, focus=self._config.focus)
+        return pool[int(np.argmax(gains))]

@@ -1,0 +1,163 @@
+"""Where a search may begin: schedules people make by hand, and those that exact placement finds without a model call.
+
+`GENERATORS` is the table: each entry turns a space, what a probe recorded, and a list of budgets (computed steps) into
+named schedules. `seeds` runs all of them, puts what they make into the space's canonical form and keeps what the space
+can say as meant: a seed that would lose its rows, noise levels or solvers there is left out. Sources of the masks that
+nobody can derive are in ``_published.py``. This module does not know how good any of them is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from schedsearch.schedule import COMPUTE, Schedule
+from schedsearch.search import _probe_seeds as probed
+from schedsearch.search import _rule_seeds as ruled
+from schedsearch.space import SearchSpace
+from schedsearch.study import Probe
+
+Named = tuple[str, Schedule]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A generator, and what it needs."""
+
+    make: Callable[[SearchSpace, Probe, Sequence[int]], Iterable[Named]] | None
+    rule: Callable[[SearchSpace, Sequence[int]], Iterable[Named]] | None = None
+
+
+def _measured(make: Callable[[SearchSpace, Probe, Sequence[int]], Iterable[Named]]) -> Source:
+    return Source(make)
+
+
+def _by_rule(rule: Callable[[SearchSpace, Sequence[int]], Iterable[Named]]) -> Source:
+    return Source(None, rule)
+
+
+GENERATORS: Mapping[str, Source] = MappingProxyType(
+    {
+        "plain": _by_rule(ruled.plain),
+        "steps-table": _by_rule(ruled.steps_table),
+        "placed-table": _measured(probed.placed_table),
+        "forecast-dp": _measured(probed.forecast_masks),
+        "steps-adams": _by_rule(ruled.steps_adams),
+        "placed-adams": _measured(probed.placed_adams),
+        "taylorseer": _by_rule(ruled.taylorseer),
+        "scm": _by_rule(ruled.scm),
+        "steps-dpm": _by_rule(ruled.steps_dpm),
+        "steps-unipc": _by_rule(ruled.steps_unipc),
+        "fora": _by_rule(ruled.fora),
+        "prune": _measured(probed.pruned),
+        "bac": _measured(probed.block_adaptive),
+        "cachequant-dps": _measured(probed.cachequant),
+        "lemica": _measured(probed.lemica),
+        "gits": _measured(probed.gits),
+        "s3": _by_rule(ruled.s3),
+        "smoothcache": _measured(probed.smoothcache),
+        "delta-dit": _by_rule(ruled.delta_dit),
+        "ecad": _by_rule(ruled.ecad),
+        "steps-euler": _by_rule(ruled.steps_euler),
+        "teacache": _measured(probed.teacache),
+        "magcache": _measured(probed.magcache),
+        "attention-only": _by_rule(ruled.attention_only),
+        "t-gate": _by_rule(ruled.t_gate),
+    }
+)
+"""Generators by name, the more promising first; those that need a probe are skipped without one."""
+
+
+def seeds(
+    space: SearchSpace,
+    probe: Probe | None = None,
+    budgets: Sequence[int] | None = None,
+    *,
+    only: Sequence[str] | None = None,
+) -> tuple[Named, ...]:
+    """Named schedules of ``space``, all different, the plain run first.
+
+    Their order is useful when only some can be measured: generators take turns in the order of `GENERATORS`, each going
+    through its own in the order of ``budgets``, so that every beginning of the list is varied.
+
+    Args:
+        space: where they are legal; a narrowed space gets those it can say.
+        probe: of the model on its default grid; without one, generators that need it are skipped.
+        budgets: computed steps wanted, most wanted first; by default a quarter of all steps, then around it.
+        only: generators to use; all by default.
+
+    Returns:
+        Pairs (name, schedule). A name begins with that of its generator, such as ``fora/n3-e1``.
+    """
+    wanted = tuple(dict.fromkeys(budgets if budgets is not None else default_budgets(space.n_steps)))
+    usable = tuple(budget for budget in wanted if 1 <= budget <= space.n_steps)
+    if probe is not None and not _fits(probe, space):
+        probe = None
+    lists = []
+    for name, source in GENERATORS.items():
+        if only is not None and name not in only:
+            continue
+        if source.rule is not None:
+            lists.append(_legal(space, name, source.rule(space, usable)))
+        elif source.make is not None and probe is not None:
+            lists.append(_legal(space, name, source.make(space, probe, usable)))
+    found: dict[str, Named] = {}
+    while lists:
+        left = []
+        for made in lists:
+            for name, schedule in made:
+                if schedule.id not in found:
+                    found[schedule.id] = (name, schedule)
+                    left.append(made)
+                    break
+        lists = left
+    return tuple(found.values())
+
+
+def default_budgets(n_steps: int) -> tuple[int, ...]:
+    """Numbers of computed steps around a quarter of all, outwards.
+
+    >>> default_budgets(28)
+    (7, 5, 9, 4, 14, 6, 11, 8, 3, 18, 10, 2)
+    """
+    shares = (1 / 4, 1 / 6, 1 / 3, 1 / 8, 1 / 2, 1 / 5, 2 / 5, 2 / 7, 1 / 10, 16 / 25, 5 / 14, 1 / 14)
+    return tuple(dict.fromkeys(max(1, round(n_steps * share)) for share in shares))
+
+
+def _fits(probe: Probe, space: SearchSpace) -> bool:
+    """Whether the probe was recorded on the space's default grid."""
+    return len(probe.sigma) == len(space.sigma) and all(
+        abs(a - b) < 1e-6 * max(1.0, space.sigma[0]) for a, b in zip(probe.sigma, space.sigma, strict=True)
+    )
+
+
+def _legal(space: SearchSpace, generator: str, made: Iterable[Named]) -> Iterator[Named]:
+    """What ``made`` is in ``space``, without those it cannot say."""
+    # the same row at a finer level costs more and gains little, so it comes after all of the coarsest
+    for name, wish in sorted(made, key=lambda pair: "@" in pair[0]):
+        schedule = space.repair(wish)
+        if says_the_same(wish, schedule, space):
+            yield (f"{generator}/{name}" if name else generator), schedule
+
+
+def says_the_same(wish: Schedule, schedule: Schedule, space: SearchSpace) -> bool:
+    """Whether ``schedule``, the repaired ``wish``, is still what was meant.
+
+    Rows and removed blocks must be equal. Noise levels may move to the nearest point of the lattice. Solvers must be of
+    the same family and order, except where history or the end of the run lowers them; Euler stands for the default.
+    """
+    if (wish.n_steps, wish.ops, wish.pruned) != (schedule.n_steps, schedule.ops, schedule.pruned):
+        return False
+    spacing = (space.sigma[0] - space.sigma[-1]) / space.lattice
+    if any(abs(a - b) > 1.01 * spacing for a, b in zip(wish.sigma, schedule.sigma, strict=True)):
+        return False
+    computes = 0
+    for step, (asked, got) in enumerate(zip(wish.solver, schedule.solver, strict=True)):
+        lowered = computes + 1 < asked.order or step == wish.n_steps - 1
+        if asked != space.solvers[0] and asked != got:
+            kin = asked.family == got.family and asked.order == got.order
+            if not kin and not (lowered and got.order <= asked.order):
+                return False
+        computes += schedule.row("model")[step] == COMPUTE
+    return True
