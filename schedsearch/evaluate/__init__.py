@@ -25,8 +25,14 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
     from schedsearch.evaluate._probing import measure_probe
-    from schedsearch.evaluate._quality import METRICS, Pictures, QualityMetric, find_metric
-    from schedsearch.evaluate._reference import REFERENCES, ReferenceName
+    from schedsearch.evaluate._quality import (
+        METRICS,
+        REFERENCES,
+        Pictures,
+        QualityMetric,
+        ReferenceName,
+        find_metric,
+    )
     from schedsearch.evaluate._trajectory import Trajectory
     from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
 
@@ -77,9 +83,9 @@ _HOME = {
     "Pictures": "_quality",
     "PipelineEvaluator": "_evaluator",
     "QualityMetric": "_quality",
-    "REFERENCES": "_reference",
+    "REFERENCES": "_quality",
     "Ratio": "_latency",
-    "ReferenceName": "_reference",
+    "ReferenceName": "_quality",
     "TextEmbeds": "_workload",
     "TimedRun": "_latency",
     "Trajectory": "_trajectory",

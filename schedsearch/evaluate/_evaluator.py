@@ -13,7 +13,6 @@ would save nothing there: 16 images take 629 ms and 286 ms (VAE) where twice 8 t
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +25,10 @@ from schedsearch.evaluate._cost import CostModel
 from schedsearch.evaluate._latency import device_name, synchroniser
 from schedsearch.evaluate._macs import MacTable, schedule_macs
 from schedsearch.evaluate._models import ModelCard
-from schedsearch.evaluate._quality import METRICS, QualityMetric, find_metric, score_pictures
-from schedsearch.evaluate._reference import REFERENCES, PairedRuns, Reference, ReferenceName
+from schedsearch.evaluate._quality import METRICS, REFERENCES, ReferenceName, find_metric, score_pictures
+from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._rollout import HopelessError, Rolled, Runner
-from schedsearch.evaluate._trace import Count, capture_call, counting_calls
+from schedsearch.evaluate._trace import Count, Spent, capture_call, counting_calls
 from schedsearch.evaluate._tree import PrefixTree, room_on
 from schedsearch.evaluate._work import step_work
 from schedsearch.evaluate._workload import Pipeline, Workload
@@ -99,9 +98,7 @@ class PipelineEvaluator:
             )
         if cost not in ("latency_ms", "macs"):
             raise UsageError(f"PipelineEvaluator: found cost {cost!r}, expected latency_ms or macs.")
-        if reference not in REFERENCES:
-            raise UsageError(f"reference: found {reference!r}, expected one of {', '.join(REFERENCES)}.")
-        objective = against(find_metric(metric), reference)
+        objective = find_metric(metric, reference)
         self._quality = objective.name
         self._metrics = tuple(METRICS[name] for name in dict.fromkeys((*CHEAP_METRICS, metric)))
         self._pipe = pipe
@@ -115,7 +112,7 @@ class PipelineEvaluator:
         self._runs = PairedRuns(pipe, self._workload, tuple(prompts), seed=seed, batch=batch)
         self._references = {name: Reference(self._runs, name=name) for name in REFERENCES}
         self._sentinel = capture_call(pipe, self._workload, prompts[0]).sentinel
-        self._spent = _Spent(Count())
+        self._spent = Spent(Count())
         self._runner = Runner(
             self._runs,
             self._references[reference],
@@ -214,9 +211,9 @@ class PipelineEvaluator:
         return n
 
     @contextmanager
-    def _counting(self) -> Iterator[_Spent]:
+    def _counting(self) -> Iterator[Spent]:
         with counting_calls(denoiser_of(self._pipe), self._sentinel) as calls:
-            self._spent = _Spent(calls)
+            self._spent = Spent(calls)
             yield self._spent
 
     def _samples(self, rolled: Rolled) -> Samples:
@@ -229,7 +226,7 @@ class PipelineEvaluator:
             for name, reference in self._references.items():
                 scores = score_pictures(self._metrics, pictures, reference.pictures(start, stop))
                 for metric in self._metrics:
-                    key = against(metric, name).name
+                    key = find_metric(metric.name, name).name
                     samples[key] = samples.get(key, ()) + scores[metric.name]
         return samples
 
@@ -250,24 +247,3 @@ class PipelineEvaluator:
             **means,
         }
         return (costs[self._cost], means[self._quality]), tuple(metrics.items())
-
-
-def against(metric: QualityMetric, reference: ReferenceName) -> QualityMetric:
-    """Return ``metric`` under the name it has against ``reference``: ``psnr``, or ``converged_psnr``."""
-    return metric if reference == "default" else dataclasses.replace(metric, name=f"{reference}_{metric.name}")
-
-
-class _Spent:
-    """Images made, and denoiser evaluations (images times real denoiser calls) spent on them."""
-
-    def __init__(self, calls: Count) -> None:
-        self.images = 0
-        self.evaluations = 0
-        self._calls = calls
-        self._seen = 0
-
-    def add_images(self, n: int) -> None:
-        """Book the denoiser calls since the last booking on ``n`` images that were made together."""
-        self.images += n
-        self.evaluations += n * (self._calls.value - self._seen)
-        self._seen = self._calls.value

@@ -20,7 +20,7 @@ from schedsearch.evaluate._calibrate import call_once
 from schedsearch.evaluate._latency import LatencySamples, Ratio, TimedRun, measure_latency, paired_ratio
 from schedsearch.evaluate._macs import MacTable, schedule_macs
 from schedsearch.evaluate._models import ModelCard
-from schedsearch.evaluate._quality import METRICS, score_pictures
+from schedsearch.evaluate._quality import METRICS, REFERENCES, find_metric, score_pictures
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._trace import capture_call, counting_calls
 from schedsearch.evaluate._workload import Pipeline, Workload
@@ -42,7 +42,8 @@ class HeldOutRow:
         n_steps: denoising steps.
         speedup: plain wall time over this one's, round by round; batch 1, the whole ``pipe(...)`` call.
         latency: its wall times.
-        samples: per image, ``(metric, (value, ...))``; prompts vary fastest, seeds slowest.
+        samples: per image, ``(metric, (value, ...))`` against the plain run and, as ``converged_psnr`` and so on, against
+            the converged run; prompts vary fastest, seeds slowest.
         macs: multiply-accumulates per image.
         macs_fraction: of the plain run's.
         denoiser_calls: real ones per image, counted.
@@ -203,20 +204,24 @@ def _quality(
 ) -> tuple[dict[str, Samples], dict[str, float]]:
     """Return each variant's numbers per image, and its denoiser calls per image."""
     metrics = tuple(METRICS.values())
-    samples: dict[str, Samples] = {v.name: {metric.name: () for metric in metrics} for v in variants}
+    names = [find_metric(metric.name, name).name for name in REFERENCES for metric in metrics]
+    samples: dict[str, Samples] = {v.name: dict.fromkeys(names, ()) for v in variants}
     calls: dict[str, float] = {}
     sentinel = capture_call(pipe, workload, prompts[0]).sentinel
     for seed in seeds:
         runs = PairedRuns(pipe, workload, prompts, seed=seed, batch=batch)
-        reference = Reference(runs)
-        reference.prepare(len(prompts))
+        references = [Reference(runs, name=name) for name in REFERENCES]
+        for reference in references:
+            reference.prepare(len(prompts))
         for v in variants:
             with v.prepare(), counting_calls(denoiser_of(pipe), sentinel) as count:
                 ranges = list(runs.batches(len(prompts)))
                 for start, stop in ranges:
                     pictures = runs.run(start, stop, steps=v.n_steps)
-                    scores = score_pictures(metrics, pictures, reference.pictures(start, stop))
-                    samples[v.name] = {name: samples[v.name][name] + values for name, values in scores.items()}
+                    for reference in references:
+                        scores = score_pictures(metrics, pictures, reference.pictures(start, stop))
+                        for name, values in scores.items():
+                            samples[v.name][find_metric(name, reference.name).name] += values
             calls[v.name] = count.value / len(ranges)
             progress.advance()
     return samples, calls

@@ -7,7 +7,7 @@ one entry in `METRICS`. Does not know how images are made.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,6 +16,11 @@ from torchmetrics.functional.regression import normalized_root_mean_squared_erro
 
 from schedsearch.errors import EvaluationError, UsageError
 from schedsearch.types import Better
+
+ReferenceName = Literal["default", "converged"]
+
+REFERENCES: tuple[ReferenceName, ...] = ("default", "converged")
+"""What runs are compared with: the plain run, and what it would be with steps without end (see ``_reference.py``)."""
 
 PSNR_CAP_DB = 100.0
 """PSNR of identical images: the true value is infinite, and records hold finite numbers only."""
@@ -101,11 +106,14 @@ METRICS: Mapping[str, QualityMetric] = {
 """Every metric by name."""
 
 
-def find_metric(name: str) -> QualityMetric:
-    """Return the metric called ``name``.
+def find_metric(name: str, reference: ReferenceName = "default") -> QualityMetric:
+    """Return the metric called ``name``, under the name it has against ``reference``.
+
+    >>> find_metric("psnr", "converged").name
+    'converged_psnr'
 
     Raises:
-        UsageError: if there is none, naming those there are.
+        UsageError: if there is none, or no such reference, naming those there are.
     """
     if name == "lpips":
         raise UsageError(
@@ -114,7 +122,10 @@ def find_metric(name: str) -> QualityMetric:
         )
     if name not in METRICS:
         raise UsageError(f"metric: found {name!r}, expected one of {', '.join(METRICS)}.")
-    return METRICS[name]
+    if reference not in REFERENCES:
+        raise UsageError(f"reference: found {reference!r}, expected one of {', '.join(REFERENCES)}.")
+    metric = METRICS[name]
+    return metric if reference == "default" else replace(metric, name=f"{reference}_{name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from schedsearch.evaluate._noise import initial_latents
-from schedsearch.evaluate._quality import Pictures
+from schedsearch.evaluate._quality import Pictures, ReferenceName
 from schedsearch.evaluate._trajectory import Trajectory, kept_points
 from schedsearch.evaluate._workload import (
     Pipeline,
@@ -26,11 +26,6 @@ from schedsearch.evaluate._workload import (
 )
 from schedsearch.runtime import apply, default_sigmas, model_ref
 from schedsearch.schedule import Schedule, Solver
-
-ReferenceName = Literal["default", "converged"]
-
-REFERENCES: tuple[ReferenceName, ...] = ("default", "converged")
-"""Every reference by name."""
 
 REFINEMENT = 2
 """Steps of the converged run per step of the plain run.

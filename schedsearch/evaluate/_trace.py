@@ -87,3 +87,19 @@ def counting_calls(denoiser: nn.Module, sentinel: str) -> Iterator[Count]:
         yield count
     finally:
         hook.remove()
+
+
+class Spent:
+    """Images made, and denoiser evaluations (images times real denoiser calls) spent on them."""
+
+    def __init__(self, calls: Count) -> None:
+        self.images = 0
+        self.evaluations = 0
+        self._calls = calls
+        self._seen = 0
+
+    def add_images(self, n: int) -> None:
+        """Book the denoiser calls since the last booking on ``n`` images that were made together."""
+        self.images += n
+        self.evaluations += n * (self._calls.value - self._seen)
+        self._seen = self._calls.value

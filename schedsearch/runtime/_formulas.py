@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Prediction = Literal["velocity", "noise", "data"]
@@ -96,8 +97,9 @@ def first_order(levels: Levels, output: Prediction, s0: float, s1: float) -> tup
     return a * data[0] + b * noise[0], a * data[1] + b * noise[1]
 
 
+@lru_cache(maxsize=32768)  # a search meets the same gaps again and again
 def weights(
-    levels: Levels, formula: Formula, s0: float, s1: float, *, older: Sequence[float] = (), ends: bool = False
+    levels: Levels, formula: Formula, s0: float, s1: float, *, older: tuple[float, ...] = (), ends: bool = False
 ) -> tuple[Prediction, float, tuple[float, ...]]:
     """Returns the quantity ``F`` the step is written in, the weight of the sample and those of the values of ``F``.
 
@@ -143,6 +145,9 @@ _EQUAL_GAPS_TO_END = {
     4: (19 / 24, -5 / 24, 1 / 24, 9 / 24),
     5: (646 / 720, -264 / 720, 106 / 720, -19 / 720, 251 / 720),
 }
+
+
+_FACTORIALS = [math.factorial(k) for k in range(8)]
 
 
 def _is_infinite_at_zero(formula: Formula) -> bool:
@@ -216,8 +221,15 @@ def _ratio(over: float, under: float) -> float:
 
 def _phi_moments(z: float, count: int) -> list[float]:
     """Returns ``integral of exp(z (1 - tau)) tau**k`` over [0, 1] for ``k < count``: ``k! phi_{k+1}(z)``."""
-    if abs(z) < 1.0:  # the recursion would cancel
-        return [math.factorial(k) * sum(z**n / math.factorial(n + k + 1) for n in range(20)) for k in range(count)]
+    if abs(z) < 1.0:  # upwards the recursion would cancel: the highest by its series, the others downwards
+        term, value = 1.0 / _FACTORIALS[count], 0.0
+        for n in range(count + 1, count + 20):
+            value += term
+            term *= z / n
+        values = [value]
+        for k in range(count - 1, 0, -1):
+            values.insert(0, z * values[0] + 1.0 / _FACTORIALS[k])
+        return [_FACTORIALS[k] * value for k, value in enumerate(values)]
     values = [math.expm1(z) / z]
     for k in range(1, count):
         values.append((k * values[-1] - 1.0) / z)

@@ -197,11 +197,12 @@ class ScheduleScheduler(FlowMatchEulerDiscreteScheduler):
             chosen = self.on_call(at, call, sample, output, self._history)
             if chosen is not None and chosen is not call:
                 call, delta = chosen, None
-            if call.unfitted:
-                raise ApplyError(
-                    f"steps.solver[{call.step}]: found a table step that is not fitted yet, expected on_call to return it fitted."
-                )
-        elif not self._looks_back:
+        if call.unfitted:
+            raise ApplyError(
+                f"steps.solver[{call.step}]: found a table step that is not fitted yet, expected on_call to return it "
+                "with coefficients."
+            )
+        if self.on_call is None and not self._looks_back:
             return cast("Tensor", advance(call, (), sample, output, delta=delta)[0])
         # A copy, because a compiled denoiser may use the memory of its output again at its next call.
         following, self._history = advance(call, self._history, sample, output.clone(), delta=delta)

@@ -11,14 +11,22 @@ from typing import Any, get_args, get_origin, get_type_hints
 from schedsearch.errors import UsageError
 from schedsearch.protocols import Searcher
 from schedsearch.search._anneal import Anneal, AnnealConfig
+from schedsearch.search._auto import Auto, AutoConfig
+from schedsearch.search._autodiffusion import AutoDiffusion, AutoDiffusionConfig
+from schedsearch.search._bayes import Bayes, BayesConfig
+from schedsearch.search._cachequant import CacheQuant, CacheQuantConfig
 from schedsearch.search._ecad import Ecad, EcadConfig
 from schedsearch.search._random import RandomConfig, RandomSearch
+from schedsearch.search._s3 import S3, S3Config
+from schedsearch.search._seeds import seeds
 from schedsearch.search._stop import Ended, Stop
 from schedsearch.search.loop import run
 from schedsearch.space import SearchSpace, shown
 from schedsearch.study import Objective, Probe
 
-SEARCHERS: dict[str, Any] = {searcher.name: searcher for searcher in (Anneal, Ecad, RandomSearch)}
+_SEARCHERS = (Auto, Anneal, AutoDiffusion, Bayes, CacheQuant, Ecad, RandomSearch, S3)
+
+SEARCHERS: dict[str, Any] = {searcher.name: searcher for searcher in _SEARCHERS}
 """Searcher classes by name: ``SEARCHERS[name](space, seed=, objectives=, config=)``, options in ``.Config``."""
 
 
@@ -90,15 +98,26 @@ def _hint(found: str, known: Sequence[str] | dict[str, Any]) -> str:
 
 
 __all__ = [
+    "S3",
     "SEARCHERS",
     "Anneal",
     "AnnealConfig",
+    "Auto",
+    "AutoConfig",
+    "AutoDiffusion",
+    "AutoDiffusionConfig",
+    "Bayes",
+    "BayesConfig",
+    "CacheQuant",
+    "CacheQuantConfig",
     "Ecad",
     "EcadConfig",
     "Ended",
     "RandomConfig",
     "RandomSearch",
+    "S3Config",
     "Stop",
     "make_searcher",
     "run",
+    "seeds",
 ]

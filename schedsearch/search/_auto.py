@@ -99,8 +99,8 @@ class Auto:
         self._archive = Archive(objectives)
         self._turn = Turn(self.name)
         self._is_single = space.cardinality() == 1
-        self._seeds = deque([space.base, *(s for _, s in seeds(space, probe))][: 1 if self._is_single else None])
-        self._seeds = deque(list(dict.fromkeys(self._seeds))[: self._config.n_seeds])
+        first = list(dict.fromkeys([space.base, *(schedule for _, schedule in seeds(space, probe))]))
+        self._seeds = deque(first[: 1 if self._is_single else self._config.n_seeds])
         self._asked: set[str] = set()
         self._promoted: deque[Schedule] = deque()
         self._volumes: list[float] = []
@@ -113,7 +113,7 @@ class Auto:
         if self._seeds:
             schedule = self._seeds.popleft()
             self._asked.add(schedule.id)
-            return self._turn.asked([(schedule, ())], share=self._config.first_look)
+            return self._turn.asked([(schedule, ())], share=1.0 if self._is_single else self._config.first_look)
         if self._is_single or self._has_stalled():
             return ()
         child, parents = self._child(np.random.default_rng((self._seed, self._turn.next_ask)))

@@ -17,7 +17,7 @@ know how anything is measured.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import exp, isfinite, log
@@ -46,15 +46,11 @@ NONE = "none"
 
 Value = int | float | str
 Values = dict[str, Value]
-Given = Callable[[Mapping[str, Value]], bool]
+Given = tuple[str, Collection[Value]] | tuple[()]
 Array = npt.NDArray[np.float64]
 
 
 # ---- parameters and who proposes them
-
-
-def _always(_: Mapping[str, Value]) -> bool:
-    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +63,7 @@ class Param:
         high: highest number.
         choices: texts to choose from; empty for a number.
         is_log: the number is uniform in its logarithm.
-        given: whether the parameter exists, from the values of those before it.
+        given: another parameter and the values of it with which this one exists; always, if empty.
     """
 
     name: str
@@ -75,7 +71,11 @@ class Param:
     high: int | float = 1
     choices: tuple[str, ...] = ()
     is_log: bool = False
-    given: Given = _always
+    given: Given = ()
+
+    def exists(self, values: Mapping[str, Value]) -> bool:
+        """Whether there is such a parameter where others have these values."""
+        return not self.given or values.get(self.given[0]) in self.given[1]
 
     def suggested(self, trial: Any) -> Value:
         """The value that an Optuna trial suggests."""
@@ -118,7 +118,7 @@ class Proposer:
             trial = self._study.ask()
             values: Values = {}
             for param in self._params:
-                if self._is_flat or param.given(values):
+                if self._is_flat or param.exists(values):
                     values[param.name] = param.suggested(trial)
         return trial, values
 
@@ -134,7 +134,7 @@ class Proposer:
         """``values`` with one of them, and a ``share`` of the others, drawn by chance."""
         one, near = list(values)[rng.integers(len(values))], Values()
         for param in self._params:
-            if self._is_flat or param.given(near):
+            if self._is_flat or param.exists(near):
                 keeps = param.name in values and param.name != one and rng.random() >= share
                 near[param.name] = values[param.name] if keeps else param.drawn(rng)
         return near
@@ -144,24 +144,20 @@ def _sampler(name: str, *, seed: int, startup: int) -> Any:
     from optuna.samplers import GPSampler, NSGAIISampler, TPESampler
 
     if name == "tpe":
-        return TPESampler(
-            seed=seed, n_startup_trials=startup, multivariate=True, group=True, warn_independent_sampling=False,
-        )  # fmt: skip
+        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
     if name == "gp":
-        return GPSampler(
-            seed=seed, n_startup_trials=startup, deterministic_objective=True, warn_independent_sampling=False
-        )
+        return GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
     return NSGAIISampler(seed=seed, population_size=max(2, startup))
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Optuna neither logs nor warns inside: what it calls experimental is chosen knowingly."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import optuna
+    """Optuna neither logs inside, nor warns of what it calls experimental: that is chosen knowingly."""
+    import optuna
 
-        before = optuna.logging.get_verbosity()
+    before = optuna.logging.get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             yield
@@ -335,27 +331,28 @@ class Plans:
         if space.free_sigma:
             self.default |= {"spacing": "warp", "shift": 1.0, "curvature": 1.0}
             yield Param(name="spacing", choices=("warp", "density"))
-            yield Param(name="shift", low=0.2, high=5.0, is_log=True, given=_is("spacing", "warp"))
-            yield Param(name="curvature", low=1 / 3, high=3.0, is_log=True, given=_is("spacing", "warp"))
-            yield from self._described_density("sigma", _is("spacing", "density"))
+            yield Param(name="shift", low=0.2, high=5.0, is_log=True, given=("spacing", ("warp",)))
+            yield Param(name="curvature", low=1 / 3, high=3.0, is_log=True, given=("spacing", ("warp",)))
+            yield from self._described_density("sigma", ("spacing", ("density",)))
         yield from self._described_solver()
         if self._idle:
             self.default["model_share"] = 1.0
             yield Param(name="model_share", low=0.0, high=1.0)
-            yield Param(name="model_op", choices=self._idle, given=_below("model_share", 1.0))
-            yield from self._described_density("model", _below("model_share", 1.0))
+            yield Param(name="model_op", choices=self._idle)
+            yield from self._described_density("model", ())
         if len(self._ops) > 1:
             self.default |= {"blocks_op": COMPUTE}
             yield Param(name="blocks_op", choices=tuple(self._ops))
-            yield Param(name="blocks_share", low=0.0, high=1.0, given=_is_not("blocks_op", COMPUTE))
+            given = "blocks_op", self._ops.replace(COMPUTE, "")
+            yield Param(name="blocks_share", low=0.0, high=1.0, given=given)
             if len(self._parts) > 1:
-                yield Param(name="blocks_part", choices=tuple(self._parts), given=_is_not("blocks_op", COMPUTE))
+                yield Param(name="blocks_part", choices=tuple(self._parts), given=given)
             for name in self._ranges:
                 yield from self._described_range(name)
         if most := min(space.max_pruned, len(self._removable)):
             self.default["pruned"] = 0
             yield Param(name="pruned", low=0, high=most)
-            yield Param(name="pruned_from", low=0, high=len(self._removable) - 1, given=_above("pruned", 0))
+            yield Param(name="pruned_from", low=0, high=len(self._removable) - 1, given=("pruned", range(1, most + 1)))
 
     def _described_density(self, name: str, given: Given) -> Iterator[Param]:
         return (Param(name=f"{name}_density{i}", low=-2.0, high=2.0, given=given) for i in range(self._knots))
@@ -368,17 +365,17 @@ class Plans:
         orders = [solver.order for solvers in self._solvers.values() for solver in solvers]
         if len(set(orders)) > 1:
             # the range of a parameter must not depend on another, so orders are clipped to what the family has
-            wide = {family for family, solvers in self._solvers.items() if len(solvers) > 1}
-            given = _among("solver", wide, self.default)
+            wide = tuple(family for family, solvers in self._solvers.items() if len(solvers) > 1)
+            given: Given = ("solver", wide) if len(families) > 1 else ()
             self.default |= {"order": min(orders), "tail": 0}
             yield Param(name="order", low=min(orders), high=max(orders), given=given)
             yield Param(name="tail", low=0, high=3, given=given)
-            yield Param(name="tail_order", low=min(orders), high=max(orders), given=_above("tail", 0))
+            yield Param(name="tail_order", low=min(orders), high=max(orders), given=("tail", (1, 2, 3)))
 
     def _described_range(self, name: str) -> Iterator[Param]:
         """A range that differs from the other blocks, on some steps; none if it has no op."""
         self.default[f"{name}_op"] = NONE
-        given, n_blocks = _is_not(f"{name}_op", NONE), len(self._space.blocks)
+        given, n_blocks = (f"{name}_op", self._ops), len(self._space.blocks)
         yield Param(name=f"{name}_op", choices=(NONE, *self._ops))
         if len(self._parts) > 1:
             yield Param(name=f"{name}_part", choices=tuple(self._parts), given=given)
@@ -425,7 +422,7 @@ class Plans:
         """All rows: the model's, that of all blocks, then the ranges that differ."""
         model = COMPUTE * n_steps
         budget = max(1, round(float(known.get("model_share", 1.0)) * n_steps))
-        if budget < n_steps and "model_op" in known:
+        if budget < n_steps:
             even = self._crowded(known, "model", np.arange(budget) / budget)
             model = _computing(n_steps, [int(place * n_steps) for place in even], str(known["model_op"]))
         rows = {MODEL_ROW: model}
@@ -503,29 +500,6 @@ def _parts(space: SearchSpace) -> dict[str, dict[str, int]]:
         for kind in kinds:
             parts.setdefault(kind, {})[name] = place
     return parts
-
-
-# ---- when a parameter exists
-
-
-def _is(name: str, value: Value) -> Given:
-    return lambda values: values.get(name) == value
-
-
-def _is_not(name: str, value: Value) -> Given:
-    return lambda values: values.get(name, value) != value
-
-
-def _below(name: str, limit: float) -> Given:
-    return lambda values: float(values[name]) < limit
-
-
-def _above(name: str, limit: float) -> Given:
-    return lambda values: float(values.get(name, limit)) > limit
-
-
-def _among(name: str, known: Collection[Value], default: Mapping[str, Value]) -> Given:
-    return lambda values: values.get(name, default[name]) in known
 
 
 def _ranked(space: SearchSpace, probe: Probe | None) -> tuple[str, ...]:

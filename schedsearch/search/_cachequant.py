@@ -125,7 +125,7 @@ class CacheQuant:
     # ---- ask and tell
 
     def ask(self, n: int) -> Sequence[Candidate]:
-        """Up to ``n`` runs that reuse one group, in an order drawn from the seed; then ``n`` of the optimal schedules."""
+        """Up to ``n`` runs that reuse one group, in an order drawn from the seed; then the optimal schedules."""
         if self._groups:
             self._asked = list(self._groups[:n])
             runs = [(self.schedule_of(self._alone(i, j)), ()) for i, j in self._groups[:n]]

@@ -220,8 +220,8 @@ def block_adaptive(space: SearchSpace, probe: Probe, budgets: Sequence[int]) -> 
         updates = shared_budget(losses, budget * len(blocks))
         rows = {block.name: found[k].mask() for block, found, k in zip(blocks, paths, updates, strict=True)}
         schedule = with_rows(space, rows)
-        yield f"k{budget}-bubbled", bubbled(schedule, space, flagged)
         yield f"k{budget}", schedule
+        yield f"k{budget}-bubbled", bubbled(schedule, space, flagged)
 
 
 def pruned(space: SearchSpace, probe: Probe, budgets: Sequence[int]) -> Iterator[Named]:

@@ -13,8 +13,8 @@ Two records that take a step in the same way have one canonical form here, so th
   infinite there, so dpm, unipc and adams in the data take that step at order 1;
 - where the ``model`` row forecasts with order ``o``, the forecast passes through ``o + 1`` computed outputs, so order
   ``o + 2`` of table, and of adams in the velocity of a flow model, knows nothing that order ``o + 1`` does not;
-- dpm and unipc know no velocity, and are written in the data then; they differ in how they estimate derivatives, and that only in some orders: the ones that agree are called
-  dpm without a corrector and unipc with one.
+- dpm and unipc know no velocity, and are written in the data then; they differ in how they estimate derivatives, and
+  that only in some orders: the ones that agree are called dpm without a corrector and unipc with one.
 
 This module does not know noise levels, nor rows other than the ``model`` row.
 """

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from schedsearch.runtime._solver import FLOW, VP, program
+from schedsearch.schedule import Solver, with_solver_table
 from schedsearch.study import Candidate
 from schedsearch.testing import GaussianMixture, toy_evaluator, toy_sigmas, toy_space
 from schedsearch.testing._gaussian import forecast, replayed
@@ -21,24 +24,38 @@ def valued(**changes):
     return toy_evaluator(SPACE).evaluate(candidate, fidelity=2).values
 
 
-class TestVelocity:
-    def test_is_the_posterior_mean_of_noise_minus_data(self):
+class TestOutputs:
+    @pytest.mark.parametrize(("levels", "sigma"), [(FLOW, 0.6), (VP, 1.3)], ids=["flow", "vp"])
+    def test_are_posterior_means(self, levels, sigma):
         """Importance-weighted draws from the data, independent of the formula."""
         mixture = GaussianMixture.random(3, n_components=3, n_dims=2)
         rng = np.random.default_rng(0)
-        x, sigma = np.array([[0.3, -0.2]]), 0.6
+        a, b = levels.alpha(sigma), levels.std(sigma)
+        x = np.array([[0.3, -0.2]])
         kinds = rng.choice(3, size=400_000, p=mixture.weights)
         x0 = mixture.means[kinds] + mixture.scale * rng.normal(size=(400_000, 2))
-        eps = (x - (1 - sigma) * x0) / sigma
+        eps = (x - a * x0) / b
         weights = np.exp(-0.5 * (eps**2).sum(axis=1))
-        truth = (weights[:, None] * (eps - x0)).sum(axis=0) / weights.sum()
-        assert mixture.velocity(x, sigma)[0] == pytest.approx(truth, abs=0.01)
+        weights /= weights.sum()
+        data, noise = weights @ x0, weights @ eps
+        velocity = noise - data if levels is FLOW else a * noise - b * data
+        assert mixture.data(x, sigma, levels)[0] == pytest.approx(data, abs=0.01)
+        assert mixture.noise(x, sigma, levels)[0] == pytest.approx(noise, abs=0.01)
+        assert mixture.velocity(x, sigma, levels)[0] == pytest.approx(velocity, abs=0.01)
 
-    def test_is_the_derivative_of_the_closed_flow(self):
+    @pytest.mark.parametrize("levels", [FLOW, VP], ids=["flow", "vp"])
+    def test_velocity_is_the_derivative_of_the_closed_flow(self, levels):
         x = np.array([[0.5, 0.1], [-1.0, 2.0]])
         for sigma in (0.9, 0.5, 0.1):
-            slope = (ONE.flowed(x, sigma, sigma + 1e-6) - ONE.flowed(x, sigma, sigma - 1e-6)) / 2e-6
-            assert ONE.velocity(x, sigma) == pytest.approx(slope, abs=1e-6)
+            ahead, behind = sigma + 1e-6, sigma - 1e-6
+            change = ONE.flowed(x, sigma, ahead, levels) - ONE.flowed(x, sigma, behind, levels)
+            slope = change / (levels.time(ahead) - levels.time(behind))
+            assert ONE.velocity(x, sigma, levels) == pytest.approx(slope, abs=1e-6)
+
+    @pytest.mark.parametrize(("levels", "start"), [(FLOW, 1.0), (VP, 80.0)], ids=["flow", "vp"])
+    def test_the_followed_flow_is_the_closed_one(self, levels, start):
+        x = np.random.default_rng(0).normal(size=(8, 2))
+        assert ONE.truth(x, start, 0.0, levels) == pytest.approx(ONE.flowed(x, start, 0.0, levels), abs=1e-9)
 
     def test_the_closed_flow_is_for_one_component(self):
         with pytest.raises(ValueError, match="found 2 components, expected 1"):
@@ -77,6 +94,23 @@ class TestReplay:
         assert out[0, 0] == pytest.approx((used * np.diff(sigma)).sum())
         assert calls == [level for i, level in enumerate(schedule.sigma[:-1]) if i not in (2, 3)]
 
+    def test_solvers_are_obeyed_and_their_calls_made(self):
+        calls = []
+
+        def velocity(x, sigma):
+            calls.append(sigma)
+            return ONE.velocity(x, sigma)
+
+        noise = np.random.default_rng(0).normal(size=(64, 2))
+        truth = ONE.flowed(noise, 1.0, 0.0)
+        errors = []
+        for solver in (Solver(), Solver(family="adams", order=2), Solver(family="heun", order=2)):
+            schedule = replace(SPACE.base, solver=(solver,) * 12)
+            errors.append(np.abs(replayed(schedule, velocity, noise) - truth).max())
+            assert calls == [call.sigma for call in program(schedule)]
+            calls.clear()
+        assert errors[0] > max(errors[1:])
+
 
 class TestEvaluator:
     def test_the_full_run_has_no_error_and_costs_every_call(self):
@@ -101,6 +135,38 @@ class TestEvaluator:
         assert 0.0 < stale[0] < whole[0] < skipped[0] < gone[0]
         assert 12.0 > stale[1] > whole[1] == pytest.approx(skipped[1])
         assert skipped[1] > gone[1] > 0.1 * 12
+
+    def test_every_evaluation_is_counted_and_paid(self):
+        heun = replace(SPACE.base, solver=(Solver(family="heun", order=2),) * 12, ops=(("model", "CCCCCCCCCCRC"),))
+        evaluation = toy_evaluator(SPACE).evaluate(Candidate(schedule=heun, searcher="", ask=0), fidelity=2)
+        assert evaluation.values[1] == pytest.approx(21.0)  # twice a step, once to level 0, never where it reuses
+        assert evaluation.metrics == (("calls", 21.0),)
+        assert evaluation.denoiser_evals == 2 * 21
+
+    def test_table_steps_are_fitted_to_the_full_run(self):
+        """Five levels between those of the full run, so that its states there are interpolated."""
+        sigma = (1.0, 0.93, 0.8, 0.6, 0.3, 0.0)
+
+        def error(*solvers):
+            return valued(sigma=sigma, solver=solvers)[0]
+
+        euler, adams = (error(*[Solver(family=f, order=o)] * 5) for f, o in (("euler", 1), ("adams", 2)))
+        table = [error(*(Solver(family="table", order=min(o, i + 1)) for i in range(5))) for o in (1, 2, 3)]
+        assert table[0] < euler
+        assert 2 * table[1] < min(adams, euler)
+        assert table[2] < table[1]
+
+    def test_table_steps_that_come_with_scalars_use_them(self):
+        sigma = (1.0, 0.8, 0.5, 0.0)
+        plan = replace(SPACE.base, sigma=sigma, solver=(Solver(family="table"),) * 3)
+        filled = with_solver_table(plan, [(1.0, s1 - s0) for s0, s1 in pairwise(sigma)])
+        euler = replace(plan, solver=(Solver(),) * 3)
+        as_euler, as_table, fitted = (
+            toy_evaluator(SPACE).evaluate(Candidate(schedule=s, searcher="", ask=0), fidelity=2).values[0]
+            for s in (euler, filled, plan)
+        )
+        assert as_table == pytest.approx(as_euler)
+        assert fitted < as_euler
 
     def test_is_repeatable_and_fast(self):
         evaluator, rng = toy_evaluator(SPACE), np.random.default_rng(0)

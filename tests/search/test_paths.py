@@ -93,9 +93,9 @@ class TestPlaced:
     def test_is_fast_enough_for_28_steps_and_three_nodes(self):
         rng = np.random.default_rng(0)
         tables = [rng.random((29,) * (used + 1)) for used in (1, 2, 3)]
-        started = time.perf_counter()
+        started = time.process_time()
         assert len(placed(tables)) == 28
-        assert time.perf_counter() - started < 1.0
+        assert time.process_time() - started < 1.0
 
     def test_one_step(self):
         assert shortest(np.array([[0.0, 2.0], [0.0, 0.0]]))[1].nodes == (0, 1)

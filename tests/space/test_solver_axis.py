@@ -88,8 +88,16 @@ def _of_sample(call) -> dict:
     return {key: weight for key, weight in out.items() if abs(weight) > 1e-12}
 
 
+PLACES = tuple(
+    Place(history, symbol, ends_at_zero=ends and not followed, is_followed=followed, is_moved=moved)
+    for history, symbol, ends, followed, moved in itertools.product(
+        range(4), "CR123", (False, True), (False, True), (False, True)
+    )
+)
+
+
 def is_lowered_table(wished: Schedule, repaired: Schedule, step: int) -> bool:
-    """A run cannot use coefficients for more outputs than there are, and falls back; the plan becomes one it can use."""
+    """A run cannot use coefficients for more outputs than there are and falls back; the plan becomes one it can use."""
     return wished.solver[step].family == "table" and wished.solver[step].order > repaired.solver[step].order
 
 
@@ -166,11 +174,8 @@ class TestCanonicalForms:
     def test_each_rule(self, record, place, canonical):
         assert settled(record, place) == canonical
 
-    @given(
-        st.sampled_from(EVERY), st.integers(0, 3), st.sampled_from("CR123"), st.booleans(), st.booleans(), st.booleans()
-    )
-    def test_a_canonical_record_is_its_own(self, record, history, symbol, ends, followed, flow):
-        place = Place(history, symbol, ends and not followed, followed)
+    @given(st.sampled_from(EVERY), st.sampled_from(PLACES), st.booleans())
+    def test_a_canonical_record_is_its_own(self, record, place, flow):
         once = settled(record, place, flow=flow)
         assert settled(once, place, flow=flow) == once
 
@@ -238,17 +243,20 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("row", "step", "record", "reason"),
         [
-            ("CCCCCC", 3, replace(DPM, prediction="noise"),
-             r"steps.solver\[3\]: found dpm of order 3 \(noise\), expected dpm of order 3 \(data\): this step may have "
-             r"euler, heun, adams of order 4, dpm of order 3 \(data\), unipc of order 3 \(data, corrector pseudo\), table"),
-            ("CCCCCC", 1, ADAMS, r"\[1\]: found adams of order 4, expected adams of order 2: an order is at most one "
-             r"more than the computed outputs before the step, 1 here"),
+            (
+                "CCCCCC", 3, replace(DPM, prediction="noise"),
+                r"^steps.solver\[3\]: .*\(noise\), .*\(data\): this step may have euler, heun, adams of order 4, dpm of ",
+            ),
+            (
+                "CCCCCC", 1, ADAMS,
+                r": found adams of order 4, expected adams of order 2: .* more than the computed outputs .*, 1 here$",
+            ),
             ("CCRCCC", 2, HEUN, r"\[2\]: found heun, expected euler: wasted$"),
             ("CC1CCC", 2, replace(UNIPC, order=2, corrector="implicit"), r"\[2\]: found .*: wasted too$"),
             ("CCCCCC", 5, HEUN, r"\[5\]: found heun, expected euler: nothing can be evaluated at noise level 0"),
             ("CCCCRC", 3, UNIPC, r"\[3\]: .*: a pseudo corrector takes the output computed at the next step"),
             ("CCCC1C", 4, TABLE, r"\[4\]: .*, expected table of order 2: the forecast 1 is made of the same outputs"),
-            ("CCCCCC", 0, replace(DPM, order=1), r"\[0\]: found dpm of order 1 \(data\), .*: it takes the step as euler"),
+            ("CCCCCC", 0, replace(DPM, order=1), r"\[0\]: found dpm of order 1 \(data\), .*: it takes the step as eu"),
         ],
     )  # fmt: skip
     def test_reason(self, row, step, record, reason):

@@ -1,0 +1,63 @@
+"""The default search: the contract, its first population, first looks, and that it ends by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from schedsearch.errors import UsageError
+from schedsearch.search import Auto, AutoConfig
+from schedsearch.testing import TOY_OBJECTIVES, SearcherContract, searched, toy_evaluator, toy_space
+
+
+class TestAuto(SearcherContract):
+    trials = 60
+
+    def make(self, space, *, seed):
+        return Auto(space, seed=seed, objectives=TOY_OBJECTIVES, config=AutoConfig(n_seeds=20))
+
+
+def told(searcher, evaluator, asks):
+    """The candidates of so many asks, each evaluated on its share of two prompts."""
+    found = []
+    while len(found) < asks and (candidates := searcher.ask(1)):
+        found += candidates
+        searcher.tell([evaluator.evaluate(c, fidelity=max(1, round(2 * c.share))) for c in candidates])
+    return found
+
+
+def test_every_schedule_is_looked_at_before_it_is_measured_in_full() -> None:
+    space = toy_space((("model", "CR123"),))
+    config = AutoConfig(n_seeds=8, first_look=0.5)
+    found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 80)
+    assert found[0].schedule == space.base
+    looked = set()
+    for candidate in found:
+        if candidate.share == 1.0:
+            assert candidate.schedule.id in looked
+        else:
+            assert candidate.share == 0.5
+            looked.add(candidate.schedule.id)
+    full = [c.schedule.id for c in found if c.share == 1.0]
+    assert 3 < len(full) == len(set(full)) < len(looked)
+
+
+def test_it_ends_when_the_volume_stalls() -> None:
+    space = toy_space((("model", "CR"),), n_steps=8)
+    searcher = Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=AutoConfig(patience=20))
+    study, ended = searched(searcher, space, trials=2000)
+    assert ended == "finished"
+    assert len(study) < 400
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"first_look": 0.0}, "first_look: found 0, expected a share above 0"),
+        ({"first_look": 1.5}, "first_look: found 1.5, expected 0 to 1"),
+        ({"pool": 0}, "pool: found 0, expected 1 or more"),
+        ({"slack": -1.0}, "slack: found -1.0, expected 0 or more"),
+    ],
+)
+def test_options_out_of_range(options, text) -> None:
+    with pytest.raises(UsageError, match=text):
+        AutoConfig(**options)
