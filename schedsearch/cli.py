@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schedsearch import __version__
-from schedsearch.cli_bench import bench
+from schedsearch.cli_measure import bench, evaluate
 from schedsearch.errors import SchedSearchError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench)
+app.command()(evaluate)
 
 Model = Annotated[
     str,

@@ -1,10 +1,13 @@
-"""The verbs under ``schedsearch bench``: everything the project claims, measured again by one command each.
+"""The verbs that only measure: schedules elsewhere than where they were searched, and the project's claims again.
 
 Like those of `schedsearch.cli`, they import what they need when they run.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +32,45 @@ Evals = Annotated[int, typer.Option(metavar="N", help="Denoiser evaluations each
 Jobs = Annotated[int, typer.Option(metavar="N", help="Processes.", min=1)]
 Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[str, typer.Option(metavar="T", help="float32, bfloat16 or float16.")]
+
+
+def evaluate(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file or frontier folder.")],
+    *,
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="A name that `schedsearch models` lists, a local folder, or a hub id."),
+    ],
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE",
+            help="WIDTHxHEIGHT, batch=N, steps=N of the plain run, or some of them joined by commas. Repeatable.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Held-out prompts to measure on; all of them without it.", min=1),
+    ] = None,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Timed rounds.", min=1)] = 10,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Measure schedules where they were searched and elsewhere, and write FILE.at.json beside each."""
+    from schedsearch.bench import TransferSettings, run_transfer
+
+    run_transfer(
+        TransferSettings(
+            source=source,
+            model=model,
+            at=tuple(at or ()),
+            prompts=prompts,
+            repeats=repeats,
+            device=device,
+            dtype=dtype,
+            command=shlex.join(["schedsearch", *sys.argv[1:]]),
+        )
+    )
 
 
 @bench.command()
@@ -100,18 +142,35 @@ def speeds(
         Path | None, typer.Option(metavar="DIR", help="Folder of `bench search`, for the other searchers' rows.")
     ] = None,
     out: Out = Path("runs/bench-speeds"),
+    only: Only = "",
+    prompts: Prompts = 8,
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Put the table between the `speeds` markers of this file.")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
     """Compare our schedules with the best other way to reach each speed, on held-out prompts."""
-    from schedsearch.bench import SpeedSettings, run_speeds
+    from schedsearch.bench import FAMILIES, SpeedSettings, run_speeds
 
-    run_speeds(SpeedSettings(model=model, frontier=frontier, studies=studies, out=out, device=device, dtype=dtype))
+    run_speeds(
+        SpeedSettings(
+            model=model,
+            frontier=frontier,
+            studies=studies,
+            out=out,
+            families=_names(only, FAMILIES),
+            prompts=prompts,
+            readme=readme,
+            device=device,
+            dtype=dtype,
+        )
+    )
 
 
-def _names(only: str, known: dict[str, object]) -> tuple[str, ...]:
+def _names(only: str, known: Mapping[str, object]) -> tuple[str, ...]:
     names = tuple(name.strip() for name in only.split(",") if name.strip())
     for name in names:
         if name not in known:
             raise UsageError(f"--only: found {name!r}, expected some of {', '.join(known)}.")
-    return names or tuple(known)
+    return tuple(dict.fromkeys(names)) or tuple(known)

@@ -1,6 +1,6 @@
-"""Hypervolume against cost, drawn from the table that `schedsearch bench search` writes.
+"""Pictures of the tables that `schedsearch bench` writes: hypervolume against cost, quality against measured speed-up.
 
-Reads its CSV file only; measures nothing.
+Reads the CSV files only; measures nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schedsearch.errors import UsageError
+from schedsearch_reports.figures import Point, front
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ Run = Sequence[tuple[float, float]]
 # Okabe & Ito 2008: told apart by people who see colours differently; the styles tell them apart in grey.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 STYLES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
+MARKERS = "s^vD<>PXph*d"
 
 
 def read_runs(path: Path) -> dict[str, list[Run]]:
@@ -79,5 +81,70 @@ def curves_figure(runs: Mapping[str, Sequence[Run]], title: str) -> Figure:
 def draw(table: Path, picture: Path, title: str) -> None:
     """Draws ``table`` into the image file ``picture``."""
     figure = curves_figure(read_runs(table), title)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=120)
+
+
+def read_speeds(path: Path) -> dict[str, list[Point]]:
+    """The schedules of every family, by its title.
+
+    Raises:
+        UsageError: the file is missing, or is not such a table.
+    """
+    families: dict[str, list[Point]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                point = Point(
+                    name=row["setting"],
+                    kind=row["family"],
+                    calls=float(row["denoiser calls"]),
+                    speedup=float(row["speedup"]),
+                    psnr_db=float(row["PSNR dB"]),
+                    latency_ms=float(row["latency ms"]),
+                    prompts="",
+                    device="",
+                )
+                families.setdefault(row["title"], []).append(point)
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(
+            f"{path}: found no table of speeds ({error!r}), expected the one `schedsearch bench speeds` writes."
+        ) from error
+    return families
+
+
+def speeds_figure(families: Mapping[str, Sequence[Point]], title: str, *, ours: str) -> Figure:
+    """Returns PSNR against measured speed-up: the front of every family, ``ours`` as the thick line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 5.0), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(name for name in families if name != ours):
+        shown = front(families[name])
+        axes.plot(
+            [p.speedup for p in shown],
+            [p.psnr_db for p in shown],
+            STYLES[place % len(STYLES)],
+            marker=MARKERS[place % len(MARKERS)],
+            # The first colour is ours; markers tell families apart where colours come again.
+            color=COLOURS[1 + place % (len(COLOURS) - 1)],
+            markersize=4,
+            linewidth=1,
+            label=name,
+        )
+    shown = front(families.get(ours, ()))
+    xs, ys = [p.speedup for p in shown], [p.psnr_db for p in shown]
+    axes.plot(xs, ys, "o-", color=COLOURS[0], markersize=6, linewidth=2.5, label=ours, zorder=3)
+    axes.set_xlabel("speed-up of the whole call, measured (x)")
+    axes.set_ylabel("PSNR against the full run (dB)")
+    axes.set_title(title, fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def draw_speeds(table: Path, picture: Path, title: str, *, ours: str) -> None:
+    """Draws the speeds in ``table`` into the image file ``picture``."""
+    figure = speeds_figure(read_speeds(table), title, ours=ours)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-BEGIN = "<!-- results: begin -->"
-END = "<!-- results: end -->"
+BEGIN = "<!-- {}: begin -->"
+END = "<!-- {}: end -->"
 SCALE = 2
 """Pictures are shown this many times their size."""
 
@@ -151,18 +151,19 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
-def put_table(readme: Path, text: str) -> None:
-    """Replaces what stands between the two markers of ``readme``.
+def put_table(readme: Path, text: str, name: str = "results") -> None:
+    """Replaces what stands between the two markers of ``readme`` that have this ``name``.
 
     Raises:
         UsageError: the markers are missing.
     """
+    begin, end = BEGIN.format(name), END.format(name)
     content = readme.read_text(encoding="utf-8")
-    if content.count(BEGIN) != 1 or content.count(END) != 1:
-        raise UsageError(f"{readme}: found no place for the table, expected one line {BEGIN} and one {END}.")
-    before, rest = content.split(BEGIN)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    if content.count(begin) != 1 or content.count(end) != 1:
+        raise UsageError(f"{readme}: found no place for the table, expected one line {begin} and one {end}.")
+    before, rest = content.split(begin)
+    after = rest.split(end)[1]
+    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _labelled(word: str) -> tuple[str, Path]:

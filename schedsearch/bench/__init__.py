@@ -1,9 +1,30 @@
-"""Side by side: searchers against each other, a frontier against fewer steps and hand-made schedules, axes on their own.
+"""Side by side: searchers against each other, a frontier against fewer steps and hand-made schedules, single axes.
 
-Every number of the README's and the docs' tables comes from here, by a command printed beside it.
+Every number of the README's and the docs' tables comes from here, by a command printed beside it. So do the numbers of
+a schedule at other resolutions, batches and step numbers than it was searched at.
 """
 
 from schedsearch.bench._contest import ABLATION, CONTESTANTS, ContestSettings, contest
 from schedsearch.bench._curves import Curve, curves_of, summary_of
+from schedsearch.bench._elsewhere import TransferSettings, run_transfer
+from schedsearch.bench._families import FAMILIES
+from schedsearch.bench._report import run_contest
+from schedsearch.bench._speeds import SpeedSettings, run_speeds
+from schedsearch.bench._speeds_table import SpeedRow
 
-__all__ = ["ABLATION", "CONTESTANTS", "ContestSettings", "Curve", "contest", "curves_of", "summary_of"]
+__all__ = [
+    "ABLATION",
+    "CONTESTANTS",
+    "FAMILIES",
+    "ContestSettings",
+    "Curve",
+    "SpeedRow",
+    "SpeedSettings",
+    "TransferSettings",
+    "contest",
+    "curves_of",
+    "run_contest",
+    "run_speeds",
+    "run_transfer",
+    "summary_of",
+]

@@ -2,14 +2,15 @@
 
 Every run is a study of its own in the output folder, so a contest that was stopped goes on where it stopped, and the
 numbers behind a curve can be read by anyone. Who enters, what it searches, and with which options, is data:
-`CONTESTANTS` are the searchers against each other, `ABLATION` is the default search confined to one axis at a time. This
-module does not know how curves are compared (`_curves.py`).
+`CONTESTANTS` are the searchers against each other, `ABLATION` is the default search confined to one axis at a time.
+This module does not know how curves are compared (`_curves.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from schedsearch.space import SearchSpace
 from schedsearch.study import Objective, Study
 
 EULER = (Solver(),)
+
+NOTE = "contest"
+"""Name of the note that a finished run leaves in its study."""
 
 Narrow = Callable[[SearchSpace], SearchSpace]
 Options = Callable[[Bench], Mapping[str, object]]
@@ -153,48 +157,71 @@ class ContestSettings:
         return self.out / f"{entry}-{seed}.db"
 
 
-def contest(settings: ContestSettings, display: Display | None = None) -> None:
-    """Runs everything that is not in the folder yet."""
-    display = display or Display()
-    settings.out.mkdir(parents=True, exist_ok=True)
-    _bench(settings, display)  # measures cost and probe once, before processes share them
-    runs = [(name, seed) for seed in settings.seeds for name in settings.entries]
-    if settings.jobs == 1:
-        _run_all(settings, runs, display)
-        return
-    from joblib import Parallel, delayed
+def open_bench(model: str, out: Path, *, device: str, dtype: str, display: Display) -> Bench:
+    """The loaded model with what is measured once for all entries, which a study of its own in ``out`` remembers.
 
-    shares = [runs[i :: settings.jobs] for i in range(settings.jobs)]
-    Parallel(n_jobs=settings.jobs, verbose=0)(delayed(_run_all)(settings, share, display) for share in shares)
-
-
-def _run_all(settings: ContestSettings, runs: Sequence[tuple[str, int]], display: Display) -> None:
-    if settings.jobs > 1:
-        import torch
-
-        torch.set_num_threads(1)
-    bench = _bench(settings, display)
-    for name, seed in runs:
-        _run_one(settings, bench, name, seed)
-
-
-def _bench(settings: ContestSettings, display: Display) -> Bench:
-    """The loaded model with what was measured once for all entries, which a study of its own remembers."""
-    bench = load_bench(
-        OptimizeSettings(model=settings.model, budget="4x", device=settings.device, dtype=settings.dtype), display
-    )
+    Args:
+        model: as in `OptimizeSettings`.
+        out: an existing folder.
+        device: as in `OptimizeSettings`.
+        dtype: as in `OptimizeSettings`.
+        display: where progress goes.
+    """
+    bench = load_bench(OptimizeSettings(model=model, budget="4x", device=device, dtype=dtype), display)
     objectives = (Objective(name="latency_ms", unit="ms", better="min"),)
-    with Study.open(settings.out / "parts.db", "parts", objectives=objectives, settings={}, resume=True) as parts:
+    header = {"model": asdict(bench.plain.model), "weights": bench.weights, "dtype": dtype}
+    with Study.open(out / "parts.db", "parts", objectives=objectives, settings=header, resume=True) as parts:
         measure_parts(bench, parts)
     return bench
 
 
+def contest(settings: ContestSettings, display: Display | None = None) -> None:
+    """Runs everything that is not in the folder yet."""
+    display = display or Display()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    bench = _opened(settings, display)  # measures cost and probe before processes share them
+    runs = [(name, seed) for seed in settings.seeds for name in settings.entries]
+    if settings.jobs == 1:
+        for name, seed in runs:
+            _run_one(settings, bench, name, seed)
+        return
+    from joblib import Parallel, delayed
+
+    runs.sort(key=lambda run: not _entry(run[0]).to_the_end)  # the longest first, so that none is left for the end
+    Parallel(n_jobs=settings.jobs)(delayed(_run_apart)(settings, name, seed) for name, seed in runs)
+
+
+def _opened(settings: ContestSettings, display: Display) -> Bench:
+    return open_bench(settings.model, settings.out, device=settings.device, dtype=settings.dtype, display=display)
+
+
+@cache
+def _bench_here(settings: ContestSettings) -> Bench:
+    """The bench of this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    return _opened(settings, Display())
+
+
+def _run_apart(settings: ContestSettings, name: str, seed: int) -> None:
+    """One run in a process that keeps its model for the next one."""
+    _run_one(settings, _bench_here(settings), name, seed)
+
+
+def _entry(name: str) -> Contestant:
+    return CONTESTANTS.get(name) or ABLATION[name]
+
+
 def _run_one(settings: ContestSettings, bench: Bench, name: str, seed: int) -> None:
     """One searcher with one seed, on an evaluator of its own, so that no run profits from another's work."""
-    contestant = CONTESTANTS.get(name) or ABLATION[name]
+    contestant = _entry(name)
     evaluator = bench.evaluator(bench.prompts.prompts[: settings.prompts], 0)
     header: dict[str, Any] = {
         "bench": "search",
+        "model": asdict(bench.plain.model),
+        "weights": bench.weights,
+        "dtype": settings.dtype,
         "searcher": name,
         "seed": seed,
         "prompts": bench.prompts.sha256,
@@ -203,23 +230,31 @@ def _run_one(settings: ContestSettings, bench: Bench, name: str, seed: int) -> N
     with Study.open(
         settings.study(name, seed), name, objectives=evaluator.objectives, settings=header, resume=True
     ) as study:
-        searcher = make_searcher(
-            contestant.search or name,
-            contestant.space(bench.space),
-            seed=seed,
-            objectives=evaluator.objectives,
-            probe=bench.probe,
-            **contestant.options(bench),
-        )
-        stop = Stop() if contestant.to_the_end else Stop(evals=settings.evals)
-        ended = run(study, searcher, evaluator, space=bench.space, stop=stop, fidelity=settings.prompts)
-        cost, floor = bench.reference_point
-        study.notes.set("contest", {"ended": ended, "reference_point": [cost, floor], **_plain(settings)})
+        if not _is_done(study, settings):
+            searcher = make_searcher(
+                contestant.search or name,
+                contestant.space(bench.space),
+                seed=seed,
+                objectives=evaluator.objectives,
+                probe=bench.probe,
+                **contestant.options(bench),
+            )
+            stop = Stop() if contestant.to_the_end else Stop(evals=settings.evals)
+            ended = run(study, searcher, evaluator, space=bench.space, stop=stop, fidelity=settings.prompts)
+            study.notes.set(
+                NOTE, {"ended": ended, "evals": settings.evals, "reference_point": list(bench.reference_point)}
+            )
+        note: Any = study.notes[NOTE]
         bench.display.line(
-            f"{name}, seed {seed}: {ended} after {len(study)} measurements, {study.spent.denoiser_evals} denoiser "
-            f"evaluations, {study.spent.seconds:.0f} s; hypervolume {study.frontier().hypervolume((cost, floor)):.4g}"
+            f"{name}, seed {seed}: {note['ended']} after {len(study)} measurements, {study.spent.denoiser_evals} "
+            f"denoiser evaluations, {study.spent.seconds:.0f} s; hypervolume "
+            f"{study.frontier().hypervolume(note['reference_point']):.4g}"
         )
 
 
-def _plain(settings: ContestSettings) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if name in ("model", "prompts", "evals", "dtype")}
+def _is_done(study: Study, settings: ContestSettings) -> bool:
+    """Whether a run ended by itself, or was allowed as many evaluations before."""
+    if NOTE not in study.notes:
+        return False
+    note: Any = study.notes[NOTE]
+    return note["ended"] in ("finished", "stalled") or note["evals"] >= settings.evals

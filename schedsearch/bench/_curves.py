@@ -12,9 +12,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from schedsearch.bench._contest import NOTE
 from schedsearch.errors import UsageError
 from schedsearch.schedule import write_atomically
 from schedsearch.study import Evaluation, Frontier, Study
@@ -61,16 +63,16 @@ def curves_of(files: Iterable[Path]) -> tuple[Curve, ...]:
     runs = []
     for file in sorted(files):
         with Study.load(file) as study:
-            if "contest" in study.notes:
-                note = study.notes["contest"]
-                runs.append((file.stem, study.evaluations(), study.frontier(), tuple(note["reference_point"])))  # type: ignore[index, call-overload, arg-type]
+            if NOTE in study.notes:
+                note: Any = study.notes[NOTE]
+                runs.append((file.stem, study.evaluations(), study.frontier(), tuple(note["reference_point"])))
     if not runs:
         raise UsageError("contest: found no finished run, expected at least one study. Run the contest first.")
     corner = runs[0][3]
     union = runs[0][2]
     for _, _, front, _ in runs[1:]:
         union = union.merge(front)
-    best = union.hypervolume(corner)
+    best = union.hypervolume(corner) or 1.0  # nobody found anything
     return tuple(_curve(stem, records, front, corner, best) for stem, records, front, _ in runs)
 
 

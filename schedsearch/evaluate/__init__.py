@@ -34,12 +34,14 @@ if TYPE_CHECKING:
         find_metric,
     )
     from schedsearch.evaluate._trajectory import Trajectory
+    from schedsearch.evaluate._transfer import Condition, TransferRow, evaluate_at, require_drawable
     from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
 
 __all__ = [
     "METRICS",
     "REFERENCES",
     "CardStatus",
+    "Condition",
     "CostModel",
     "HeldOutRow",
     "LatencySamples",
@@ -53,12 +55,14 @@ __all__ = [
     "TextEmbeds",
     "TimedRun",
     "Trajectory",
+    "TransferRow",
     "Workload",
     "cards",
     "count_macs",
     "decode_latents",
     "device_name",
     "encode_prompts",
+    "evaluate_at",
     "evaluate_held_out",
     "find_card",
     "find_metric",
@@ -69,11 +73,13 @@ __all__ = [
     "measure_probe",
     "paired_ratio",
     "pipeline_kwargs",
+    "require_drawable",
     "schedule_macs",
 ]
 
 _HOME = {
     "CardStatus": "_models",
+    "Condition": "_transfer",
     "CostModel": "_cost",
     "HeldOutRow": "_held_out",
     "LatencySamples": "_latency",
@@ -89,12 +95,14 @@ _HOME = {
     "TextEmbeds": "_workload",
     "TimedRun": "_latency",
     "Trajectory": "_trajectory",
+    "TransferRow": "_transfer",
     "Workload": "_workload",
     "cards": "_models",
     "count_macs": "_macs",
     "decode_latents": "_workload",
     "device_name": "_latency",
     "encode_prompts": "_workload",
+    "evaluate_at": "_transfer",
     "evaluate_held_out": "_held_out",
     "find_card": "_models",
     "find_metric": "_quality",
@@ -105,6 +113,7 @@ _HOME = {
     "measure_probe": "_probing",
     "paired_ratio": "_latency",
     "pipeline_kwargs": "_workload",
+    "require_drawable": "_transfer",
     "schedule_macs": "_macs",
 }
 

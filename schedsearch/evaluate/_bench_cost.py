@@ -49,8 +49,8 @@ class CostRow:
 
 
 def random_schedule(pipe: Pipeline, workload: Workload, seed: int) -> Schedule:
-    """Return a legal schedule drawn from ``seed``: 4 steps or more, rows at one, two or all three levels, and one solver
-    for all steps or another for each.
+    """Return a legal schedule drawn from ``seed``: 4 steps or more, rows at one, two or all three levels, and one
+    solver for all steps or another for each.
     """
     rng = random.Random(seed)
     steps = rng.randint(min(4, workload.steps), workload.steps)

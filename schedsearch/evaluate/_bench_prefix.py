@@ -183,7 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-compare", action="store_true", help="do not run everything a second time without the tree")
+    parser.add_argument(
+        "--no-compare", action="store_true", help="do not run everything a second time without the tree"
+    )
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
     card = find_card(options.model)

@@ -4,9 +4,9 @@
 
 The amounts follow from the schedule alone: one ``floor`` per image (text encoders, VAE, set-up), one ``loop`` per call
 of the sampler (one or two per step), the milliseconds of the modules that run, what a solver of higher order sums, and
-how often each kind of cache keeps or predicts. The coefficients come from `measure_cost`; here they are only used, so a model that was stored predicts the
-same numbers after a restart. It holds for batch 1 at the resolution and dtype it was measured at, and knows nothing of
-reduced precision.
+how often each kind of cache keeps or predicts. The coefficients come from `measure_cost`; here they are only used, so a
+model that was stored predicts the same numbers after a restart. It holds for batch 1 at the resolution and dtype it was
+measured at, and knows nothing of reduced precision.
 """
 
 from __future__ import annotations

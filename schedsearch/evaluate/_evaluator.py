@@ -118,7 +118,7 @@ class PipelineEvaluator:
             self._references[reference],
             tree=PrefixTree(room_on(torch.device(device)) if tree_bytes is None else tree_bytes),
             stray=stray,
-            on_images=lambda n: self._spent.add_images(n),
+            on_images=self._book,
         )
         self.objectives: tuple[Objective, ...] = (
             Objective(name=cost, unit="ms" if cost == "latency_ms" else "MAC", better="min"),
@@ -131,7 +131,7 @@ class PipelineEvaluator:
         return len(self._runs)
 
     def prepare(self, fidelity: int) -> int:
-        """Make the reference runs that ``fidelity`` prompts are compared with; return the denoiser evaluations spent."""
+        """Make both reference runs of ``fidelity`` prompts, unless made; return the denoiser evaluations spent."""
         with self._counting() as spent:
             for reference in self._references.values():
                 reference.prepare(fidelity, on_images=spent.add_images)
@@ -178,8 +178,10 @@ class PipelineEvaluator:
         )
 
     def fit(self, schedule: Schedule, n_prompts: int) -> Schedule:
-        """Return ``schedule`` with the scalars of its ``table`` steps fitted on the first ``n_prompts`` prompts (at most
-        all of them); the schedule itself if it needs none. `spent` says what it took.
+        """Return ``schedule`` with the scalars of its ``table`` steps, fitted on the first ``n_prompts`` prompts.
+
+        On all of them if there are fewer; a schedule that needs no scalars comes back as it is. `spent` says what it
+        took.
 
         Raises:
             UsageError: if ``n_prompts`` is less than 1.
@@ -202,6 +204,9 @@ class PipelineEvaluator:
     def spent(self) -> int:
         """Denoiser evaluations of the last `prepare`, `evaluate` or `fit`."""
         return self._spent.evaluations
+
+    def _book(self, images: int) -> None:
+        self._spent.add_images(images)
 
     def _prompts(self, fidelity: int) -> int:
         if fidelity < 1:
@@ -230,9 +235,7 @@ class PipelineEvaluator:
                     samples[key] = samples.get(key, ()) + scores[metric.name]
         return samples
 
-    def _numbers(
-        self, schedule: Schedule, samples: Samples
-    ) -> tuple[tuple[float, ...], tuple[tuple[str, float], ...]]:
+    def _numbers(self, schedule: Schedule, samples: Samples) -> tuple[tuple[float, ...], tuple[tuple[str, float], ...]]:
         """Return objective values and further metrics."""
         work = step_work(schedule, self._lists, branches=self._workload.branches)
         costs = {

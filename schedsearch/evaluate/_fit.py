@@ -1,8 +1,8 @@
 """The scalars of ``table`` steps: least squares towards the teacher's state at the end of the step.
 
 A step is ``x' = c0 x + c1 v + c2 v_1 + ...`` with the denoiser's outputs, newest first (Duan 2023, OLSS, arXiv
-2305.14677, fits such sums of all earlier states; here the samples are those of the run itself). Inner products are taken
-in double precision and added up over batches in their order, so the scalars of equal runs are equal to the bit.
+2305.14677, fits such sums of all earlier states; here the samples are those of the run itself). Inner products are
+taken in double precision and added up over batches in their order, so equal runs give equal scalars, to the bit.
 
 What is fitted is the difference to the Adams weights of the same order, with a ridge of 1e-10 on columns scaled to
 length 1. Columns that depend on each other (a predicted output and those it was predicted from) therefore share their

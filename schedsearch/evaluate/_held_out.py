@@ -42,7 +42,7 @@ class HeldOutRow:
         n_steps: denoising steps.
         speedup: plain wall time over this one's, round by round; batch 1, the whole ``pipe(...)`` call.
         latency: its wall times.
-        samples: per image, ``(metric, (value, ...))`` against the plain run and, as ``converged_psnr`` and so on, against
+        samples: per image, ``(metric, (value, ...))``, against the plain run and (``converged_psnr`` and so on) against
             the converged run; prompts vary fastest, seeds slowest.
         macs: multiply-accumulates per image.
         macs_fraction: of the plain run's.

@@ -1,7 +1,7 @@
 """Measures a `Probe`: what one plain run per prompt tells about its outputs and its blocks.
 
-The outputs come from the scheduler's side and the blocks' residuals from forward hooks, so nothing is run that the plain
-run would not run, and the run is the plain one bit for bit. Does not know what a probe is used for.
+The outputs come from the scheduler's side and the blocks' residuals from forward hooks, so nothing is run that the
+plain run would not run, and the run is the plain one bit for bit. Does not know what a probe is used for.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -227,7 +228,7 @@ def converged_schedule(pipe: Pipeline, workload: Workload, *, refinement: int = 
     """Return the schedule of the converged run: every step of the plain run cut in ``refinement``, Adams of order 2."""
     size = {"height": workload.height, "width": workload.width}
     coarse = default_sigmas(pipe, workload.steps, **size)
-    fine = [a + (b - a) * j / refinement for a, b in zip(coarse, coarse[1:], strict=False) for j in range(refinement)]
+    fine = [a + (b - a) * j / refinement for a, b in pairwise(coarse) for j in range(refinement)]
     sigma = (*fine, coarse[-1])
     solver = (Solver(family="adams", order=2),) * (len(sigma) - 1)
     return Schedule(sigma=sigma, solver=solver, model=model_ref(pipe, **size))

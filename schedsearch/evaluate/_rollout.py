@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import takewhile
 
 import torch
@@ -31,7 +30,7 @@ from schedsearch.evaluate._tree import (
     root_key,
 )
 from schedsearch.runtime import Handle, apply
-from schedsearch.runtime._plan import KEEP
+from schedsearch.runtime._plan import KEEP, SiteKind
 from schedsearch.runtime._resume import Held, Snapshot
 from schedsearch.runtime._solver import Call, History, columns, fitted
 from schedsearch.schedule import Schedule
@@ -69,7 +68,7 @@ class Runner:
         runs: the pipeline and its prompts.
         teacher: whose trajectory steps are fitted to, and strays are told by; prepared for the prompts asked for.
         tree: where calls are kept.
-        stray: relative latent error (see `relative_error`) after a step above which a run ends; infinity never ends one.
+        stray: relative latent error after a step above which a run ends, see `relative_error`; infinity never ends one.
         on_images: called after each call of the pipeline with the images it worked on.
     """
 
@@ -115,6 +114,11 @@ class _Run:
         self._needs = Needs(handle.plan)
         self._at: dict[Batch, tuple[int, Node]] = {}
         self._history: dict[Batch, History] = {}
+        # Without a tree, caches are needed only where batches wait for each other and go on later.
+        waits = len(self._batches) > 1 and any(call.unfitted for call in self._calls)
+        self._keeps = runner.tree.max_bytes > 0 or waits
+        self._going: Batch = self._batches[0]
+        self._target = 0
         self._adams = adams_weights(handle.schedule) if any(call.unfitted for call in self._calls) else ()
 
     def finish(self) -> Rolled:
@@ -185,7 +189,8 @@ class _Run:
             self._check(batch, index, sample)
             self._history[batch] = history
             self._handle.resume(begin, history, self._restored(node, index))
-        self._handle.on_call = partial(self._seen, batch, target)
+        self._going, self._target = batch, target
+        self._handle.on_call = self._seen
         steps = self._handle.schedule.n_steps
         try:
             self._runner.runs.latents(*batch, steps=steps, begin=sample)
@@ -196,20 +201,12 @@ class _Run:
             self._runner.on_images(batch[1] - batch[0])
 
     def _seen(
-        self,
-        batch: Batch,
-        target: int,
-        index: int,
-        call: Call,
-        sample: torch.Tensor,
-        output: torch.Tensor,
-        history: History,
+        self, index: int, call: Call, sample: torch.Tensor, output: torch.Tensor, history: History
     ) -> Call | None:
         """Keeps the call that was just made, and says how its step is taken."""
         self._extend()
-        tree = self._runner.tree
-        is_end = index == len(self._calls) - 1
-        caches = self._kept(batch, index) if tree.max_bytes or (index == target and not is_end) else {}
+        batch, target, tree = self._going, self._target, self._runner.tree
+        caches = self._kept(batch, index) if self._keeps else {}
         # Copied: an output may be the cache's own buffer, or memory a compiled denoiser uses again. The history is our
         # own of the same values, whose tensors the nodes of this run share.
         own = self._history.pop(batch, history)
@@ -287,7 +284,7 @@ class _Run:
     def _restored(self, node: Node, index: int) -> Snapshot | None:
         """What the caches of this schedule are to hold after call ``index``, from what ``node`` holds."""
         plan = self._handle.plan
-        branches: list[dict[tuple[str, tuple[str, ...]], Held]] = [{} for _ in self._handle._state.branches]
+        branches: list[dict[tuple[SiteKind, tuple[str, ...]], Held]] = [{} for _ in self._handle._state.branches]
         for site in plan.sites:
             kept = node.caches.get(place_of(site))
             for held, (levels, is_tuple) in zip(branches, kept.branches if kept else (), strict=False):

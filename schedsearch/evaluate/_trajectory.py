@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -32,7 +33,7 @@ class Trajectory:
         Raises:
             UsageError: otherwise, or if the levels do not fall.
         """
-        falls = all(a > b for a, b in zip(self.sigma, self.sigma[1:], strict=False))
+        falls = all(a > b for a, b in pairwise(self.sigma))
         if not self.states or len(self.sigma) != len(self.states) or not falls:
             raise UsageError(
                 f"Trajectory: found {len(self.states)} states at {len(self.sigma)} levels, expected one state for each "

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from schedsearch.runtime._plan import KEEP, RUNS, Plan, Site
+from schedsearch.runtime._plan import KEEP, RUNS, Plan, Site, SiteKind
 from schedsearch.runtime._solver import Call, History
 from schedsearch.schedule import REUSE, SKIP, Schedule
 
@@ -30,7 +30,7 @@ TREE_BYTES = 1024**3
 CACHES_SHARE = 16
 """One node's caches are stored if they take no more than this part (a sixteenth) of the memory."""
 
-Place = tuple[str, tuple[str, ...], int]
+Place = tuple[SiteKind, tuple[str, ...], int]
 """A site as far as its cache is concerned: kind, modules, highest order."""
 
 Levels = tuple[tuple[torch.Tensor, ...], ...]

@@ -15,11 +15,14 @@ from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import HeldOutRow, device_name, evaluate_held_out, find_metric
 from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
 from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
-from schedsearch.schedule import Measurement, Provenance, Schedule
+from schedsearch.schedule import Measurement, Provenance, Schedule, solver_table, with_solver_table
 from schedsearch.study import Candidate, Evaluation, Frontier, Study
 
 FRESH = 24
 """Further calibration prompts the finalists are scored on again, with another seed."""
+
+FIT = 32
+"""Calibration prompts, other than those, on which the fitted steps of the finalists get their scalars."""
 
 AT_BUDGET = 3
 """Schedules near the budget that are measured on held-out prompts, the most costly first."""
@@ -53,15 +56,18 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, fl
             f"search {bench.settings.search}: found no schedule cheaper than the plain run in {len(study)} trials. "
             "Search longer with --resume --trials, or take another --search."
         )
-    schedules = {f"schedule {i}": _signed(bench, e) for i, e in enumerate(found)}
+    plans = {f"schedule {i}": _signed(bench, e) for i, e in enumerate(found)}
     key = f"finals {len(study)}"
     if key not in study.notes:
         started = time.monotonic()
-        scores, evals = _fresh_scores(bench, schedules)
-        kept, more = _held_out(bench, {name: schedules[name] for name in scores})
-        study.notes.set(key, {"scores": scores, "rows": kept})
-        book(study, key, started, evals + more)
+        tables, spent_fitting = _tables(bench, plans)
+        schedules = _with_tables(plans, tables)
+        scores, spent_scoring = _fresh_scores(bench, schedules)
+        kept, spent_measuring = _held_out(bench, {name: schedules[name] for name in scores})
+        study.notes.set(key, {"tables": tables, "scores": scores, "rows": kept})
+        book(study, key, started, spent_fitting + spent_scoring + spent_measuring)
     note: Any = study.notes[key]
+    schedules = _with_tables(plans, note["tables"])
     results = _results(note["rows"], schedules)
     labels = _labels([r for r in results if r.schedule is not None])
     scores = {labels[name]: score for name, score in note["scores"].items() if name in labels}
@@ -90,6 +96,40 @@ def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
         created_by=CREATED_BY,
     )
     return replace(candidate.schedule, provenance=provenance)
+
+
+def _tables(bench: Bench, plans: Mapping[str, Schedule]) -> tuple[dict[str, list[list[float]]], int]:
+    """Fits the finalists that have fitted steps.
+
+    Returns their scalars by name, rows as in the side file, and the denoiser evaluations spent. What cannot be fitted is
+    left out.
+    """
+    open_ones = {name: plan for name, plan in plans.items() if plan.unfitted}
+    prompts = bench.prompts.prompts
+    known = (*prompts[: bench.fidelity], *prompts[bench.fidelity + FRESH :])[:FIT]
+    tables: dict[str, list[list[float]]] = {}
+    if not open_ones:
+        return tables, 0
+    evaluator = bench.evaluator(known, bench.settings.seed)
+    evals = evaluator.prepare(len(known))
+    with bench.display.stage("fitting the best", len(open_ones)) as advance:
+        for i, (name, plan) in enumerate(open_ones.items()):
+            try:
+                rows = solver_table(evaluator.fit(plan, len(known)))
+                tables[name] = [list(row) for row in rows or ()]
+            except (EvaluationError, FloatingPointError) as error:
+                bench.display.line(f"Left out {name}: {error}")
+            evals += evaluator.spent
+            advance(i + 1)
+    return tables, evals
+
+
+def _with_tables(
+    plans: Mapping[str, Schedule], tables: Mapping[str, Sequence[Sequence[float]]]
+) -> dict[str, Schedule]:
+    """Returns the finished schedules: those that need no scalars, and those that got them."""
+    finished = {name: with_solver_table(plan, tables[name]) for name, plan in plans.items() if name in tables}
+    return {name: finished.get(name, plan) for name, plan in plans.items() if name in finished or not plan.unfitted}
 
 
 def _fresh_scores(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[dict[str, float], int]:

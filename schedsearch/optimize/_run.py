@@ -25,7 +25,7 @@ from schedsearch.evaluate import (
     measure_cost,
     measure_probe,
 )
-from schedsearch.optimize._bench import Bench, OptimizeSettings, book, denoiser_budgets, masked, spent
+from schedsearch.optimize._bench import LADDER, MARGIN, Bench, OptimizeSettings, book, denoiser_budgets, masked, spent
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import finals
 from schedsearch.optimize._results import SHOWN, Result, choose, rows, undominated, write_results
@@ -207,7 +207,8 @@ def _require_reachable(bench: Bench) -> None:
 def searcher_options(bench: Bench) -> dict[str, object]:
     """Returns the options of the named searcher that follow from the budget and the number of trials."""
     if bench.settings.search == "auto":
-        return {"focus": bench.reference_point[0] / bench.target}
+        cost = bench.reference_point[0]
+        return {"focus": [cost / bench.target, *(cost / (rung * (1.0 + MARGIN)) for rung in LADDER)]}
     if bench.settings.search != "anneal":
         return {}
     trials = bench.settings.trials or DEFAULT_TRIALS

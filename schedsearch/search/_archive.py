@@ -2,7 +2,10 @@
 
 A candidate may have been measured on few prompts and another on many. Where an objective has numbers per prompt, both
 count on the prompts they share, which are the first ones; so noise and prompts are paired. Objectives that are positive
-and better when small are taken in logarithms: a factor counts the same at every speed. This module does not know who
+and better when small are taken in logarithms: a factor counts the same at every speed.
+
+The first objective plays the part of the cost: parents are drawn and children judged by the best that is known at or
+below a cost. Only what is clearly cheaper than the plain run counts for the volume. This module does not know who
 proposes.
 """
 
@@ -18,118 +21,152 @@ from schedsearch.study import Evaluation, Objective
 
 Floats = npt.NDArray[np.float64]
 
-MARGIN = 0.1
-"""How far beyond the worst known loss the reference point of the volume lies, as a share of the extent."""
+WORTHWHILE = 1.25
+"""How many times cheaper than the first schedule told, the plain run, a schedule must be to count."""
+
+OVERDRAFT = 1.12
+"""How far over a cost a parent may lie whose children shall keep it."""
+
+FOCUS_WEIGHT = 0.3
+"""What a gain at one of the wanted costs counts beside a gain in volume."""
 
 
 class Archive:
-    """All that was told; the latest and fullest measurement of each schedule."""
+    """All that was told; the fullest measurement of each schedule.
 
-    def __init__(self, objectives: Sequence[Objective]) -> None:
+    Args:
+        objectives: what losses are made of, in their order.
+        focus: wanted values of the first objective.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], focus: Sequence[float] = ()) -> None:
         self._objectives = tuple(objectives)
+        self._focus = tuple(self._raw_loss(value, 0) for value in focus)
         self._found: dict[str, Evaluation] = {}
         self._full: set[str] = set()
-        self._dead: set[str] = set()
-        self._corner: tuple[Floats, Floats] | None = None
-        self._cached: tuple[list[Schedule], Floats] | None = None
+        self._plain: str = ""
+        self._known: tuple[list[Schedule], Floats] | None = None
+        self._scale: tuple[Floats, Floats] | None = None
 
     def add(self, evaluation: Evaluation) -> None:
-        """Take one evaluation in; what failed or was stopped is only remembered as such."""
+        """Take one evaluation in; of what failed or was stopped only the fact is remembered."""
         key = evaluation.candidate.schedule.id
-        self._cached = None
+        self._plain = self._plain or key
+        self._known = None
         if evaluation.candidate.share == 1.0:
             self._full.add(key)
-        if evaluation.status != "ok":
-            self._dead.add(key)
-        elif key not in self._found or evaluation.fidelity >= self._found[key].fidelity:
+        if evaluation.status == "ok" and (
+            key not in self._found or evaluation.fidelity >= self._found[key].fidelity
+        ):
             self._found[key] = evaluation
 
     def known(self) -> tuple[list[Schedule], Floats]:
         """Schedules, and their losses `(n, n_objectives)` on the prompts all were measured on."""
-        if self._cached is None:
+        if self._known is None:
             records = list(self._found.values())
             shared = min((record.fidelity for record in records), default=0)
             losses = [[self._loss(record, k, shared) for k in range(len(self._objectives))] for record in records]
             table = np.array(losses, dtype=np.float64).reshape(len(records), len(self._objectives))
-            self._cached = [record.candidate.schedule for record in records], table
-        return self._cached
+            self._known = [record.candidate.schedule for record in records], table
+        return self._known
+
+    def settle(self) -> None:
+        """Fix the scale of all losses by what is known now: 0 is the best of the frontier, 1 its worst.
+
+        Volumes can be compared from then on.
+        """
+        _, losses = self.known()
+        if len(losses):
+            self._scale = self._extent(losses)
 
     def worth_measuring(self, slack: float) -> list[Schedule]:
-        """Schedules whose first look lies on the frontier, or within ``slack`` of its extent, not measured in full."""
+        """Schedules on the frontier, or within ``slack`` of its extent, that were not measured in full yet.
+
+        A schedule that gains nothing over another at any cost is not among them; the cheapest come first.
+        """
         schedules, losses = self.known()
         if not schedules:
             return []
         scaled = self._scaled(losses)
         near = [
-            s
+            (tuple(mine), s)
             for s, mine in zip(schedules, scaled, strict=True)
-            if s.id not in self._full and not _dominated(mine - slack, scaled)
+            if s.id not in self._full and mine[0] <= 1.0 + slack and not _dominated(mine - slack, scaled)
         ]
-        return sorted(near, key=lambda s: s.id)
+        return [s for _, s in sorted(near, key=lambda pair: (pair[0], pair[1].id))]
 
-    def parent(self, rng: np.random.Generator, *, focus: float = 0.0) -> Schedule | None:
-        """One of the best schedules: near the frontier, towards a random preference among the objectives.
+    def parent(self, rng: np.random.Generator, *, focused: bool = False) -> Schedule | None:
+        """One of the best schedules at a cost drawn at random, or at one of the wanted costs.
 
         Args:
             rng: source of the draw.
-            focus: value of the first objective to stay close to; 0 for anywhere.
+            focused: take one of the wanted costs, the first one as often as all others together.
         """
         schedules, losses = self.known()
         if not schedules:
             return None
         scaled = self._scaled(losses)
-        if focus > 0.0:
-            wanted = self._scaled_value(focus, losses)
-            distance = np.abs(scaled[:, 0] - wanted)
-            over = np.maximum(0.0, scaled[:, 0] - wanted)
-            merit = scaled[:, 1:].sum(axis=1) + 2.0 * over + 0.3 * distance
-        else:
-            weights = rng.dirichlet(np.ones(scaled.shape[1]))
-            merit = (weights * scaled).max(axis=1) + 0.05 * (weights * scaled).sum(axis=1)
-        order = np.argsort(merit, kind="stable")
+        cost = rng.uniform(0.0, 1.0)
+        if focused and self._focus:
+            pick = 0 if rng.random() < 0.5 else int(rng.integers(len(self._focus)))
+            cost = self._scaled_cost(self._focus[pick])
+        reach = self._scaled_cost(np.log(OVERDRAFT) + self._unscaled_cost(cost))
+        merit = scaled[:, 1:].sum(axis=1) if scaled.shape[1] > 1 else scaled[:, 0]
+        merit = np.where(scaled[:, 0] <= reach, merit + 0.5 * np.maximum(0.0, scaled[:, 0] - cost), np.inf)
+        if not np.isfinite(merit).any():
+            merit = scaled[:, 0]
+        order = np.argsort(merit, kind="stable")[: int(np.isfinite(merit).sum())]
         # Geometric preference for the best few: the front is refined, its surroundings are not forgotten.
-        place = min(int(rng.geometric(0.3)) - 1, len(order) - 1)
-        return schedules[int(order[place])]
+        return schedules[int(order[min(int(rng.geometric(0.3)) - 1, len(order) - 1)])]
 
-    def gains(self, losses: Floats, *, focus: float = 0.0) -> Floats:
-        """How much each predicted loss vector of ``losses`` `(n, n_objectives)` would add to the volume.
-
-        Where none adds anything, how little each lies behind the frontier, as negative numbers. Gains near ``focus``
-        count up to three times.
+    def gains(self, losses: Floats) -> Floats:
+        """What each predicted loss vector of ``losses`` `(n, n_objectives)` would add: volume, and quality at the wanted
+        costs. Where none adds anything, how little each lies behind the frontier, as negative numbers.
         """
         _, known = self.known()
-        scaled, front = self._scaled(losses, known), self._front()
+        scaled, everything = self._scaled(losses), self._scaled(known)
+        front = _front(everything)
         gains = np.array([_added(front, point) for point in scaled])
-        if focus > 0.0:
-            distance = np.abs(scaled[:, 0] - self._scaled_value(focus, known))
-            gains *= 1.0 + 2.0 * np.exp(-0.5 * (distance / 0.1) ** 2)
+        for wanted in self._focus if scaled.shape[1] > 1 else ():
+            cost = self._scaled_cost(wanted)
+            best = everything[everything[:, 0] <= cost, 1:].sum(axis=1).min(initial=float(scaled.shape[1] - 1))
+            better = np.maximum(0.0, best - scaled[:, 1:].sum(axis=1))
+            gains += FOCUS_WEIGHT * np.where(scaled[:, 0] <= cost, better, 0.0)
         if gains.max(initial=0.0) > 0.0:
             return gains
-        behind = [-float((point - front).max(axis=1).min()) if len(front) else 0.0 for point in scaled]
-        return np.array(behind)
+        return np.array([-float((point - front).max(axis=1).min()) for point in scaled])
 
     def volume(self) -> float:
-        """Hypervolume of the frontier in scaled losses; the reference point is fixed by the first call."""
+        """Hypervolume of the frontier in scaled losses."""
         schedules, losses = self.known()
-        if self._corner is None and len(schedules):
-            self._corner = losses.min(axis=0), losses.max(axis=0)
-        return _volume(self._front()) if len(schedules) else 0.0
+        return _volume(_front(self._scaled(losses))) if schedules else 0.0
 
     # ---- scaling
 
-    def _front(self) -> Floats:
-        scaled = self._scaled(self.known()[1])
-        return np.array([mine for mine in scaled if not _dominated(mine, scaled)]).reshape(-1, len(self._objectives))
+    def _extent(self, losses: Floats) -> tuple[Floats, Floats]:
+        """Best and worst loss of the frontier among what is clearly cheaper than the plain run."""
+        limit = np.inf
+        if len(self._objectives) > 1 and self._plain in self._found:
+            place = list(self._found).index(self._plain)
+            limit = float(losses[place, 0]) - np.log(WORTHWHILE)
+        counting = losses[losses[:, 0] <= limit] if (losses[:, 0] <= limit).any() else losses
+        front = _front(counting)
+        high = front.max(axis=0)
+        if np.isfinite(limit):
+            high[0] = limit
+        return front.min(axis=0), high
 
-    def _scaled(self, losses: Floats, known: Floats | None = None) -> Floats:
-        """Losses with the extent of what is known as unit, 0 at its best."""
-        low, high = self._corner or _extent(losses if known is None else known)
+    def _scaled(self, losses: Floats) -> Floats:
+        low, high = self._scale or self._extent(self.known()[1])
         return (losses - low) / np.where(high > low, high - low, 1.0)
 
-    def _scaled_value(self, value: float, losses: Floats) -> float:
-        """A raw value of the first objective as a scaled loss."""
-        low, high = self._corner or _extent(losses)
-        return float((self._raw_loss(value, 0) - low[0]) / (high[0] - low[0] if high[0] > low[0] else 1.0))
+    def _scaled_cost(self, loss: float) -> float:
+        low, high = self._scale or self._extent(self.known()[1])
+        return float((loss - low[0]) / (high[0] - low[0] if high[0] > low[0] else 1.0))
+
+    def _unscaled_cost(self, scaled: float) -> float:
+        low, high = self._scale or self._extent(self.known()[1])
+        return float(low[0] + scaled * (high[0] - low[0] if high[0] > low[0] else 1.0))
 
     def _loss(self, record: Evaluation, k: int, shared: int) -> float:
         for name, values in record.samples:
@@ -143,8 +180,8 @@ class Archive:
         return float(np.log(value)) if value > 0.0 else -30.0
 
 
-def _extent(losses: Floats) -> tuple[Floats, Floats]:
-    return losses.min(axis=0), losses.max(axis=0)
+def _front(points: Floats) -> Floats:
+    return np.array([p for p in points if not _dominated(p, points)]).reshape(-1, points.shape[1])
 
 
 def _dominated(point: Floats, points: Floats) -> bool:
@@ -153,12 +190,15 @@ def _dominated(point: Floats, points: Floats) -> bool:
 
 
 def _volume(front: Floats) -> float:
+    """Volume up to the corner at 1 in every objective."""
     import moocore
 
-    corner = np.full(front.shape[1], 1.0 + MARGIN)
+    corner = np.ones(front.shape[1])
     inside = front[(front < corner).all(axis=1)]
     return float(moocore.hypervolume(inside, ref=corner)) if len(inside) else 0.0
 
 
 def _added(front: Floats, point: Floats) -> float:
+    if (point >= 1.0).any() or (front <= point).all(axis=1).any():
+        return 0.0
     return _volume(np.vstack([front, point])) - _volume(front)

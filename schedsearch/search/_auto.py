@@ -1,9 +1,10 @@
 """Joint evolution on the interval genome with a ranking surrogate; ours, made of parts that others proved apart.
 
 What is taken from whom: the first population holds the optimal paths of Watson 2021 (arXiv 2106.03802), GITS (Chen 2024,
-arXiv 2405.11326) and LeMiCa (arXiv 2511.00090) on a recorded run, fitted multistep solvers after OLSS (arXiv 2305.14677),
-and every hand-made mask; the variation operators are those of ECAD, BudCache and S^3 on one genome; a surrogate chooses
-which of many children is worth a model call, as in S^3 (arXiv 2312.07243); the choice is by expected gain in hypervolume.
+arXiv 2405.11326) and LeMiCa (arXiv 2511.00090) on a recorded run, fitted multistep solvers after OLSS (arXiv
+2305.14677), and every hand-made mask; the variation operators are those of ECAD, BudCache and S^3 on one genome; a
+surrogate chooses which of many children is worth a model call, as in S^3 (arXiv 2312.07243); the choice is by expected
+gain in hypervolume.
 
 Every schedule is looked at on a share of the prompts first (the same noise for all) and measured on all of them only if
 that look put it on the frontier or within a hair of it. Losses are compared on the prompts both were measured on, so
@@ -44,8 +45,8 @@ class AutoConfig:
         optimism: standard deviations a prediction is improved by before it is judged.
         unguided: share of the children taken without asking the surrogate.
         crossover: share of the children with two parents.
-        focus: value of the first objective around which to search hardest, ``0`` for the whole frontier alike.
-        focus_share: share of the children whose parents are taken near the focus.
+        focus: values of the first objective at which the best is wanted, the most important first.
+        focus_share: share of the children whose parents are taken near one of them.
         slack: how far behind the frontier a first look may lie and still be measured in full, as a share of the
             frontier's extent.
         patience: evaluations without growth after which the search ends; ``0`` never ends it.
@@ -54,11 +55,11 @@ class AutoConfig:
 
     first_look: float = 0.25
     n_seeds: int = 120
-    pool: int = 48
+    pool: int = 32
     optimism: float = 0.7
     unguided: float = 0.1
     crossover: float = 0.35
-    focus: float = 0.0
+    focus: tuple[float, ...] = ()
     focus_share: float = 0.5
     slack: float = 0.01
     patience: int = 150
@@ -73,7 +74,7 @@ class AutoConfig:
         for name, low in (("n_seeds", 1), ("pool", 1), ("patience", 0)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected {low} or more.")
-        for name in ("optimism", "focus", "slack", "tolerance"):
+        for name in ("optimism", "slack", "tolerance"):
             if getattr(self, name) < 0.0:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 or more.")
 
@@ -96,7 +97,7 @@ class Auto:
         self._space = space
         self._seed = seed
         self._config = config or AutoConfig()
-        self._archive = Archive(objectives)
+        self._archive = Archive(objectives, self._config.focus)
         self._turn = Turn(self.name)
         self._is_single = space.cardinality() == 1
         first = list(dict.fromkeys([space.base, *(schedule for _, schedule in seeds(space, probe))]))
@@ -128,6 +129,8 @@ class Auto:
         for evaluation in evaluations:
             self._archive.add(evaluation)
         if not self._seeds:
+            if not self._volumes:
+                self._archive.settle()
             known = {schedule.id for schedule in self._promoted}
             found = self._archive.worth_measuring(self._config.slack)
             self._promoted.extend(schedule for schedule in found if schedule.id not in known)
@@ -171,14 +174,10 @@ class Auto:
             if rng.random() < 0.5:
                 child = mutated(child, self._space, rng)
             return child, (first.id, second.id)
-        child = mutated(first, self._space, rng)
-        while rng.random() < 0.3:
-            child = mutated(child, self._space, rng)
-        return child, (first.id,)
+        return mutated(first, self._space, rng, rate=1.2), (first.id,)
 
     def _parent(self, rng: np.random.Generator) -> Schedule | None:
-        focus = self._config.focus if rng.random() < self._config.focus_share else 0.0
-        return self._archive.parent(rng, focus=focus)
+        return self._archive.parent(rng, focused=rng.random() < self._config.focus_share)
 
     def _best(self, pool: Sequence[Schedule]) -> Schedule:
         """The child whose optimistic prediction adds most to the hypervolume."""
@@ -187,5 +186,5 @@ class Auto:
             return pool[0]
         self._ranker.fit(schedules, losses)
         mean, spread = self._ranker.predict(pool)
-        gains = self._archive.gains(mean - self._config.optimism * spread, focus=self._config.focus)
+        gains = self._archive.gains(mean - self._config.optimism * spread)
         return pool[int(np.argmax(gains))]

@@ -1,17 +1,18 @@
 """Ozaki et al. 2022, "Multiobjective Tree-Structured Parzen Estimator" (JAIR 73): Bayesian search of a joint space.
 
 A schedule is described by a few parameters, conditional on one another: the number of steps; how their noise levels are
-spaced; the solver, its order and another order for the last steps; how many steps of the ``model`` row compute, where,
-and what the others hold; two ranges of blocks, each with an op, a period and a window of steps; how many blocks are
-removed. Optuna's samplers propose values for the parameters of the axes that the space leaves open: ``tpe``
-(multivariate, one model per group of parameters that occur together), ``gp`` (Gaussian processes, Ament et al. 2023,
-arXiv 2310.20708; it needs torch and takes seconds per proposal after some hundred trials) or ``nsga2``. The last two
-know no conditions, so there every parameter always has a value.
+spaced; the solver, its order and another order for the last steps; how many steps of the ``model`` row compute, where
+they crowd, and what the others hold; an op for all blocks, or for one kind of their components, and the share of steps
+at which they compute; two ranges of blocks and steps that differ from that; how many blocks are removed, those that do
+least first where a probe tells. Optuna's samplers propose values for the parameters of the axes that the space leaves
+open: ``tpe`` (multivariate, one model per group of parameters that occur together), ``gp`` (Gaussian processes; needs
+torch, and half a second per proposal and more) or ``nsga2``. The last two know no conditions, so there every parameter
+always has a value.
 
-Many values stand for one schedule: what is repeated is not proposed again, and after a few repeats the values are drawn
-by chance, so the search does not stall. Measurements that failed teach nothing; those stopped as hopeless count as the
-worst seen. Optuna keeps its trials in memory, and only for this searcher: the study is elsewhere. This module does not
-know how anything is measured.
+Many values stand for one schedule. What is repeated is not proposed again: values are drawn anew by chance, one at
+first and more the longer it takes, so the search does not stall. Measurements that failed teach nothing; those stopped
+as hopeless count as the worst seen. Optuna keeps its trials in memory, and only for this searcher: the study is
+elsewhere. This module does not know how anything is measured.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Param:
         low: lowest number.
         high: highest number.
         choices: texts to choose from; empty for a number.
-        is_log: the number is uniform in its logarithm.
+        is_log: a number that is not whole is uniform in its logarithm.
         given: another parameter and the values of it with which this one exists; always, if empty.
     """
 
@@ -82,7 +83,7 @@ class Param:
         if self.choices:
             return str(trial.suggest_categorical(self.name, self.choices))
         if isinstance(self.low, int) and isinstance(self.high, int):
-            return int(trial.suggest_int(self.name, self.low, self.high, log=self.is_log))
+            return int(trial.suggest_int(self.name, self.low, self.high))
         return float(trial.suggest_float(self.name, self.low, self.high, log=self.is_log))
 
     def drawn(self, rng: np.random.Generator) -> Value:
@@ -100,12 +101,11 @@ class Proposer:
     """An Optuna sampler behind ask and tell, deterministic by seed, for losses to be minimised."""
 
     def __init__(self, params: Sequence[Param], *, n_losses: int, sampler: str, seed: int, startup: int) -> None:
-        with _silent():
-            import optuna
+        import optuna
 
-            self._study = optuna.create_study(
-                directions=["minimize"] * n_losses, sampler=_sampler(sampler, seed=seed, startup=startup)
-            )
+        with _silent():
+            made = _sampler(sampler, seed=seed, startup=startup)
+            self._study = optuna.create_study(directions=["minimize"] * n_losses, sampler=made)
         self._fail = optuna.trial.TrialState.FAIL
         self._params = params
         self._is_flat = sampler != "tpe"
@@ -125,10 +125,7 @@ class Proposer:
     def tell(self, trial: Any, losses: Sequence[float] | None) -> None:
         """What ``trial`` came to; ``None`` teaches nothing."""
         with _silent():
-            if losses is None:
-                self._study.tell(trial, state=self._fail)
-            else:
-                self._study.tell(trial, list(losses))
+            self._study.tell(trial, losses, state=self._fail if losses is None else None)
 
     def redrawn(self, values: Values, share: float, rng: np.random.Generator) -> Values:
         """``values`` with one of them, and a ``share`` of the others, drawn by chance."""
@@ -258,9 +255,9 @@ class Bayes:
             return trial, schedule
         # a Gaussian process would propose the same again if it did not learn; a Parzen estimator would crowd there
         self._proposer.tell(trial, self._losses[schedule.id] if self._config.sampler == "gp" else None)
-        rng = np.random.default_rng((self._seed, ask))
-        for i in range(self._config.patience):
-            near = self._proposer.redrawn(values, (i + 1) / self._config.patience, rng)
+        rng, patience = np.random.default_rng((self._seed, ask)), self._config.patience
+        for i in range(patience):
+            near = self._proposer.redrawn(values, (i + 1) / patience, rng)
             schedule = self._plans.schedule_of(near)
             if schedule.id not in self._losses:
                 return self._proposer.ask(near)[0], schedule
@@ -306,7 +303,8 @@ class Plans:
             char for char in OPS if any(char in space.symbols_of(row) for rows in self._parts.values() for row in rows)
         )
         self._ranges = tuple(f"range{r}" for r in range(1, ranges + 1))
-        self._removable = _ranked(space, probe)
+        sizes = {block.name: block.size for block in probe.blocks} if probe is not None else {}
+        self._removable = sorted(space.prunable, key=lambda name: sizes.get(name, 0.0))  # those that do least first
         self.default: Values = {}
         self.params = tuple(self._described()) if max(space.counts) > 1 or space.max_pruned else ()
 
@@ -359,15 +357,15 @@ class Plans:
 
     def _described_solver(self) -> Iterator[Param]:
         families = tuple(self._solvers)
-        self.default["solver"] = families[0]
         if len(families) > 1:
+            self.default["solver"] = families[0]
             yield Param(name="solver", choices=families)
         orders = [solver.order for solvers in self._solvers.values() for solver in solvers]
         if len(set(orders)) > 1:
             # the range of a parameter must not depend on another, so orders are clipped to what the family has
             wide = tuple(family for family, solvers in self._solvers.items() if len(solvers) > 1)
             given: Given = ("solver", wide) if len(families) > 1 else ()
-            self.default |= {"order": min(orders), "tail": 0}
+            self.default |= {"order": self._space.solvers[0].order, "tail": 0}
             yield Param(name="order", low=min(orders), high=max(orders), given=given)
             yield Param(name="tail", low=0, high=3, given=given)
             yield Param(name="tail_order", low=min(orders), high=max(orders), given=("tail", (1, 2, 3)))
@@ -409,7 +407,7 @@ class Plans:
 
     def _solver(self, known: Mapping[str, Value], n_steps: int) -> tuple[Solver, ...]:
         """The solver of each step: one order, and another one for the last ``tail`` steps."""
-        solvers = self._solvers[str(known["solver"])]
+        solvers = self._solvers[str(known.get("solver", next(iter(self._solvers))))]
 
         def of(order: Value) -> Solver:
             return max((s for s in solvers if s.order <= int(order)), key=lambda s: s.order, default=solvers[0])
@@ -464,15 +462,15 @@ def _computing(n_steps: int, places: Sequence[int], op: str) -> str:
 
 
 def _thinned(row: str, steps: Sequence[int], share: float, op: str) -> str:
-    """``row`` with an even ``share`` of ``steps`` computing, the first among them, and ``op`` at the others.
+    """``row`` with an even ``share`` of ``steps`` computing, if any the first, and ``op`` at the others.
 
     >>> _thinned("CCCCCC", [0, 2, 3, 5], 0.5, "R")
     'CCRCCR'
     """
     chars = list(row)
-    budget = max(1, round(share * len(steps)))
+    budget = round(share * len(steps))
     for i, step in enumerate(steps):
-        chars[step] = COMPUTE if i == 0 or i * budget // len(steps) != (i - 1) * budget // len(steps) else op
+        chars[step] = COMPUTE if i * budget % len(steps) < budget else op
     return "".join(chars)
 
 
@@ -500,9 +498,3 @@ def _parts(space: SearchSpace) -> dict[str, dict[str, int]]:
         for kind in kinds:
             parts.setdefault(kind, {})[name] = place
     return parts
-
-
-def _ranked(space: SearchSpace, probe: Probe | None) -> tuple[str, ...]:
-    """Blocks that may be removed, those that do least first if that is known, else in order of execution."""
-    sizes = {block.name: block.size for block in probe.blocks} if probe is not None else {}
-    return tuple(sorted(space.prunable, key=lambda name: sizes.get(name, 0.0)))

@@ -46,22 +46,3 @@ S3: Mapping[int, tuple[tuple[float, ...], tuple[int, ...]]] = MappingProxyType(
 
 SD_BETAS = (0.00085, 0.012, 1000)
 """Stable Diffusion's schedule: first and last beta, linear in their square roots, and the number of timesteps."""
-
-ECAD_STEPS, ECAD_DOUBLE, ECAD_SINGLE = 20, 57, 114
-"""Shape of ECAD's schedules for FLUX.1-dev: steps, components in double-stream blocks, in single-stream ones."""
-
-ECAD: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]] = MappingProxyType(
-    {
-        "fast": (
-            ((0, 171),), (), ((0, 28), (35, 66), (125, 171)), (), ((0, 171),), (), ((0, 95),), (), ((33, 49),), (),
-            ((90, 171),), ((99, 171),), ((0, 23), (107, 108)), (), ((0, 5), (87, 169)), ((0, 9),), ((151, 171),),
-            ((0, 25), (90, 171)), ((0, 24), (73, 171)), ((0, 1),),
-        ),
-        "faster": (
-            ((0, 171),), (), ((0, 28), (35, 66), (125, 171)), (), ((0, 122), (153, 171)), (), ((0, 7), (70, 95)), (),
-            (), (), ((90, 171),), (), (), (), ((0, 5), (87, 169)), ((0, 9),), ((151, 171),), ((0, 25),), ((97, 171),),
-            ((0, 1),),
-        ),
-    }
-)  # fmt: skip
-"""Aggarwal et al. 2025, arXiv 2506.15682: per step the ranges of components that recompute, in order of execution."""

@@ -15,10 +15,6 @@ from schedsearch.errors import SpaceError
 from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, Schedule, Solver
 from schedsearch.search._published import (
     ATTENTION_INTERVALS,
-    ECAD,
-    ECAD_DOUBLE,
-    ECAD_SINGLE,
-    ECAD_STEPS,
     FORA_INTERVALS,
     S3,
     SCM,
@@ -206,33 +202,6 @@ def t_gate(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:
     names = [name for name in space.row_names if name.endswith(f".{CROSS_ATTENTION}")]
     for gate in dict.fromkeys(round(space.n_steps * share) for share in (0.5, 0.6, 0.75) if names):
         yield f"m{gate}", with_rows(space, dict.fromkeys(names, COMPUTE * gate + REUSE * (space.n_steps - gate)))
-
-
-def ecad(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:
-    """ECAD's two schedules for FLUX.1-dev, on the components of this model in order of execution."""
-    del budgets
-    parts = [f"{block.name}.{part}" for block in space.blocks for part in block.components]
-    if not parts or any(REUSE not in space.symbols_of(name) for name in parts):
-        return
-    single = [name.startswith("single_") for name in parts]
-    n_double = len(parts) - sum(single)
-    if single != sorted(single):
-        return
-    genes = [
-        (place + 0.5) / n_double * ECAD_DOUBLE if place < n_double
-        else ECAD_DOUBLE + (place - n_double + 0.5) / (len(parts) - n_double) * ECAD_SINGLE
-        for place in range(len(parts))
-    ]  # fmt: skip
-    for name, steps in ECAD.items():
-        ranges = [steps[step * ECAD_STEPS // space.n_steps] for step in range(space.n_steps)]
-        rows = {
-            part: "".join(
-                COMPUTE if step == 0 or any(a <= gene < b for a, b in runs) else REUSE
-                for step, runs in enumerate(ranges)
-            )
-            for part, gene in zip(parts, genes, strict=True)
-        }
-        yield name, with_rows(space, rows)
 
 
 # ---- fewer steps

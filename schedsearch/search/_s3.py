@@ -33,7 +33,7 @@ from schedsearch.search._autodiffusion import quality_place
 from schedsearch.search._surrogate import KernelRanker, LstmConfig, LstmRanker, Quality, Ranker, quality
 from schedsearch.search._turn import Turn
 from schedsearch.space import SearchSpace, warp
-from schedsearch.study import Candidate, Evaluation, Objective
+from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 PREDICTORS = ("lstm", "lstm-small", "ridge", "none")
 
@@ -71,6 +71,7 @@ class S3Config:
         pool: schedules per population and stage that the predictor chooses from.
         generations: in which the pool is evolved, each ranked by the predictor.
         unguided: share of the measured schedules taken from the pool at random.
+        optimism: standard deviations by which ``ridge`` puts a schedule forward; the other predictors are never unsure.
         parents: how many of the best of a population breed.
         crossover: probability that a child has two parents.
         deep: share of the crossovers that exchange genes of all steps, not steps.
@@ -96,6 +97,7 @@ class S3Config:
     pool: int = 80
     generations: int = 2
     unguided: float = 0.1
+    optimism: float = 1.0
     parents: int = 15
     crossover: float = 0.5
     deep: float = 0.65
@@ -122,8 +124,9 @@ class S3Config:
         for name in ("unguided", "crossover", "deep", "local", *_RATES):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected a probability.")
-        if self.time_spread < 0.0:
-            raise UsageError(f"time_spread: found {self.time_spread}, expected 0 or more.")
+        for name in ("time_spread", "optimism"):
+            if getattr(self, name) < 0.0:
+                raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 or more.")
         if len(self.order_weights) != 4 or min(self.order_weights) < 0.0 or not sum(self.order_weights) > 0.0:
             raise UsageError(f"order_weights: found {self.order_weights}, expected four weights, one above 0.")
 
@@ -149,7 +152,7 @@ class S3:
         seed: int,
         objectives: Sequence[Objective],
         config: S3Config | None = None,
-        probe: object = None,  # noqa: ARG002 - every searcher is made the same way
+        probe: Probe | None = None,  # noqa: ARG002 - every searcher is made the same way
     ) -> None:
         """Prepare the populations.
 
@@ -163,7 +166,7 @@ class S3:
         self._breed = Breeding(space, self._config)
         self._calls = self._breed.budgets()
         self._rng = np.random.default_rng((seed, 3))
-        self._ranker = made_ranker(self._config.predictor, seed)
+        self._ranker = made_ranker(self._config, seed)
         self._losses: dict[int, dict[Schedule, float]] = {calls: {} for calls in self._calls}
         self._asked: set[str] = set()
         self._qualities: list[Quality] = []
@@ -427,7 +430,9 @@ class Breeding:
             genes = inserted(genes, rng)
         if rng.random() < config.delete:
             genes = deleted(genes, rng)
-        moves = (rng.random(len(genes.times)) < config.time) * rng.normal(scale=config.time_spread, size=len(genes.times))
+        moves = (rng.random(len(genes.times)) < config.time) * rng.normal(
+            scale=config.time_spread, size=len(genes.times)
+        )
         times = spread([time + float(move) for time, move in zip(genes.times, moves, strict=True)])
         return Genes(times, tuple(self._redrawn(solver, config, rng) for solver in genes.solvers))
 
@@ -500,19 +505,24 @@ def n_calls(schedule: Schedule) -> int:
     return sum(1 + (solver.family == "heun" or solver.corrector == "implicit") for solver in schedule.solver)
 
 
-def made_ranker(predictor: str, seed: int) -> Ranker | None:
-    """The predictor of that name, ``None`` for ``none``."""
-    if predictor == "none":
+def made_ranker(config: S3Config, seed: int) -> Ranker | None:
+    """The predictor that the options name, ``None`` for ``none``."""
+    if config.predictor == "none":
         return None
-    if predictor == "ridge":
-        return KernelRanker()
-    return LstmRanker(seed=seed, config=LstmConfig() if predictor == "lstm" else LstmConfig.small())
+    if config.predictor == "ridge":
+        return KernelRanker(optimism=config.optimism)
+    return LstmRanker(seed=seed, config=LstmConfig() if config.predictor == "lstm" else LstmConfig.small())
 
 
 def _distance(wish: Solver, solver: Solver, gene: str) -> tuple[bool, int, bool, int]:
     unlike = sum(getattr(wish, name) != getattr(solver, name) for name in ("prediction", "corrector", "estimate"))
     has_not = bool(gene) and getattr(wish, gene) != getattr(solver, gene)
-    return has_not, 2 * unlike + 3 * (wish.family != solver.family), wish.order < solver.order, abs(wish.order - solver.order)
+    return (
+        has_not,
+        2 * unlike + 3 * (wish.family != solver.family),
+        wish.order < solver.order,
+        abs(wish.order - solver.order),
+    )
 
 
 def _brief(numbers: Sequence[int]) -> str:

@@ -58,7 +58,6 @@ GENERATORS: Mapping[str, Source] = MappingProxyType(
         "s3": _by_rule(ruled.s3),
         "smoothcache": _measured(probed.smoothcache),
         "delta-dit": _by_rule(ruled.delta_dit),
-        "ecad": _by_rule(ruled.ecad),
         "steps-euler": _by_rule(ruled.steps_euler),
         "teacache": _measured(probed.teacache),
         "magcache": _measured(probed.magcache),

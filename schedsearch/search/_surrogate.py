@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -92,13 +92,17 @@ def _ranks(values: Array) -> Array:
 class KernelRanker:
     """Gaussian process regression on schedule features; several objectives at once.
 
-    The kernel is a radial part plus a linear one. Its width, and the noise of each objective, are those of the largest
-    marginal likelihood on a subset of the records. Keep one instance: it remembers the features of schedules.
+    The kernel is a radial part plus a linear one. Their weight and width, and the noise, are those of the largest
+    marginal likelihood on a subset of the records, for each objective on its own. Keep one instance: it remembers the features of schedules.
     """
 
-    def __init__(self, *, limit: int = 500) -> None:
-        """A predictor that is fitted on the ``limit`` best records and no more."""
+    def __init__(self, *, limit: int = 500, optimism: float = 0.0) -> None:
+        """A predictor that is fitted on the ``limit`` best records and no more.
+
+        `rank` puts a schedule forward by ``optimism`` standard deviations: what is hardly known may be good.
+        """
         self._limit = limit
+        self._optimism = optimism
         self._features: Features | None = None
         self._rows: dict[str, Array] = {}
         self._shape: tuple[int, ...] = ()
@@ -128,9 +132,9 @@ class KernelRanker:
         return means.reshape(shape), spreads.reshape(shape)
 
     def rank(self, schedules: Sequence[Schedule]) -> Array:
-        """Predicted mean of the first objective."""
-        mean, _ = self.predict(schedules)
-        return mean.reshape(len(schedules), -1)[:, 0]
+        """Predicted mean of the first objective, less the optimism."""
+        mean, spread = self.predict(schedules)
+        return (mean - self._optimism * spread).reshape(len(schedules), -1)[:, 0]
 
     def _known(self, schedules: Sequence[Schedule]) -> Array:
         """Features of ``schedules``, computed once while their vocabulary stays the same."""
@@ -149,91 +153,108 @@ class KernelRanker:
         return out
 
 
+class _Shape(NamedTuple):
+    """What is chosen per objective: the kernel's ``width``, the weight of its ``linear`` part, and the ``noise``."""
+
+    width: float
+    linear: float
+    noise: float
+
+
 class _Processes:
     """Regressions of several objectives over the same points."""
 
     WIDTHS = (0.7, 1.2, 2.0)
-    NOISES = (1e-3, 1e-2, 1e-1)
-    LINEAR = 0.1
-    SUBSET = 120
+    LINEARS = (0.1, 10.0)
+    NOISES = (1e-4, 1e-3, 1e-2, 1e-1)
+    SUBSET = 96
 
     def __init__(self, points: Array, targets: Array) -> None:
         self._points = points
         self._mean, self._spread = targets.mean(axis=0), targets.std(axis=0)
         y = (targets - self._mean) / np.where(self._spread > 0.0, self._spread, 1.0)
         subset = np.linspace(0, len(y) - 1, min(len(y), self.SUBSET)).astype(int)
-        self._width, noises, variances = self._likeliest(points[subset], y[subset])
+        shapes, variances = self._likeliest(points[subset], y[subset])
         self._sure = self._spread * np.sqrt(variances)
-        kernel = self._kernel(self._inner(points, points), self._width)
-        self._weights = np.empty_like(y)
-        self._factors: list[tuple[list[int], npt.NDArray[np.float32]]] = []
+        self._fits = []
+        products = _products(points, points)
         from scipy.linalg import cho_factor, cho_solve
 
-        for noise in sorted(set(noises)):
-            members = [i for i, own in enumerate(noises) if own == noise]
-            noisy = kernel.copy()
-            noisy[np.diag_indices_from(noisy)] += noise
-            factor, _ = cho_factor(noisy, lower=True, overwrite_a=True, check_finite=False)
-            self._weights[:, members] = cho_solve((factor, True), y[:, members], check_finite=False)
-            self._factors.append((members, factor.astype(np.float32)))
+        for shape in dict.fromkeys(shapes):
+            members = [i for i, own in enumerate(shapes) if own == shape]
+            kernel = _kernel(products, shape.width, shape.linear)
+            kernel[np.diag_indices_from(kernel)] += shape.noise
+            factor, _ = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+            weights = cho_solve((factor, True), y[:, members], check_finite=False)
+            self._fits.append((shape, members, weights, factor.astype(np.float32)))
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Means and standard deviations `(n, n_objectives)`."""
         from scipy.linalg import solve_triangular
 
-        cross = self._kernel(self._inner(points, self._points), self._width)
-        prior = 1.0 + self.LINEAR * (points**2).mean(axis=1)
-        variance = np.empty((len(points), self._weights.shape[1]))
-        thin = cross.T.astype(np.float32)  # enough for a spread, and twice as fast
-        for members, factor in self._factors:
+        products = _products(points, self._points)
+        squares = (points**2).sum(axis=1) / max(1, points.shape[1])
+        mean, variance = np.empty((len(points), len(self._mean))), np.empty((len(points), len(self._mean)))
+        for shape, members, weights, factor in self._fits:
+            cross = _kernel(products, shape.width, shape.linear)
+            mean[:, members] = cross @ weights
+            thin = cross.T.astype(np.float32)  # enough for a spread, and twice as fast
             solved = solve_triangular(factor, thin, lower=True, check_finite=False)
-            variance[:, members] = (prior - np.einsum("ij,ij->j", solved, solved))[:, None]
-        mean = self._mean + self._spread * (cross @ self._weights)
-        return mean, self._sure * np.sqrt(np.maximum(variance, 1e-6))
+            left = 1.0 + shape.linear * squares - np.einsum("ij,ij->j", solved, solved)
+            variance[:, members] = np.maximum(left, shape.noise)[:, None]
+        return self._mean + self._spread * mean, self._sure * np.sqrt(variance)
 
-    @staticmethod
-    def _inner(a: Array, b: Array) -> tuple[Array, Array]:
-        """Inner products and squared distances `(len(a), len(b))`, per feature."""
-        n_features = max(1, a.shape[1])
-        inner = a @ b.T / n_features
-        squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :]
-        return inner, np.maximum(squares / n_features - 2.0 * inner, 0.0)
+    def _likeliest(self, points: Array, y: Array) -> tuple[list[_Shape], Array]:
+        """Per objective the shape under which ``y`` is most likely, and the overall variance, likeliest for it.
 
-    def _kernel(self, inner_distance: tuple[Array, Array], width: float) -> Array:
-        """Matern 3/2, as landscapes of repaired plans are not smooth, plus a linear part."""
-        inner, distance = inner_distance
-        reach = np.sqrt(distance) * (3.0**0.5 / width)
-        out: Array = (1.0 + reach) * np.exp(-reach) + self.LINEAR * inner
-        return out
-
-    def _likeliest(self, points: Array, y: Array) -> tuple[float, list[float], Array]:
-        """The width, and per objective noise and overall variance, under which ``y`` is most likely.
-
-        One decomposition per width serves all objectives and noises.
+        One decomposition per kernel serves all objectives and noises.
         """
-        inner = self._inner(points, points)
-        best, chosen = -np.inf, (1.0, [1e-2] * y.shape[1], np.ones(y.shape[1]))
+        products, columns = _products(points, points), np.arange(y.shape[1])
+        best, shapes, variances = (
+            np.full(y.shape[1], -np.inf),
+            [_Shape(1.2, 0.1, 1e-2)] * y.shape[1],
+            np.ones(y.shape[1]),
+        )
         for width in self.WIDTHS:
-            values, vectors = np.linalg.eigh(self._kernel(inner, width))
-            power = (vectors.T @ y) ** 2
-            spectrum = np.maximum(values, 0.0)[:, None, None] + np.array(self.NOISES)[:, None]
-            variance = np.maximum((power[:, None, :] / spectrum).mean(axis=0), 1e-12)  # the likeliest, in closed form
-            likelihood = -0.5 * (len(y) * np.log(variance) + np.log(spectrum).sum(axis=0))
-            place, columns = likelihood.argmax(axis=0), np.arange(y.shape[1])
-            total = float(likelihood[place, columns].sum())
-            if total > best:
-                best, chosen = total, (width, [self.NOISES[i] for i in place], variance[place, columns])
-        return chosen
+            for linear in self.LINEARS:
+                values, vectors = np.linalg.eigh(_kernel(products, width, linear))
+                power = (vectors.T @ y) ** 2
+                spectrum = np.maximum(values, 0.0)[:, None, None] + np.array(self.NOISES)[:, None]
+                variance = np.maximum((power[:, None, :] / spectrum).mean(axis=0), 1e-12)
+                likelihood = -0.5 * (len(y) * np.log(variance) + np.log(spectrum).sum(axis=0))
+                place = likelihood.argmax(axis=0)
+                for i in np.flatnonzero(likelihood[place, columns] > best):
+                    best[i] = likelihood[place[i], i]
+                    shapes[i] = _Shape(width, linear, self.NOISES[place[i]])
+                    variances[i] = variance[place[i], i]
+        return shapes, variances
+
+
+def _products(a: Array, b: Array) -> tuple[Array, Array]:
+    """Inner products and distances `(len(a), len(b))`, per feature."""
+    n_features = max(1, a.shape[1])
+    inner = a @ b.T / n_features
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :]
+    return inner, np.sqrt(np.maximum(squares / n_features - 2.0 * inner, 0.0))
+
+
+def _kernel(products: tuple[Array, Array], width: float, linear: float) -> Array:
+    """Matern 3/2, as landscapes of repaired plans are not smooth, plus a linear part."""
+    inner, distance = products
+    reach = distance * (3.0**0.5 / width)
+    out: Array = (1.0 + reach) * np.exp(-reach) + linear * inner
+    return out
 
 
 def _bounded(scores: Array) -> Array:
-    """``scores`` without infinite and far outlying ones: five times the middle half's extent beyond its median."""
+    """``scores`` with infinite ones at the best or worst seen, none beyond three quartile distances of the median."""
     finite = scores[np.isfinite(scores)]
     if not len(finite):
         return np.zeros_like(scores)
     low, middle, high = np.quantile(finite, (0.25, 0.5, 0.75))
-    reach = 5.0 * max(high - low, 1e-12 + 1e-9 * abs(middle)) if high > low else np.ptp(finite) + 1e-12
-    out: Array = np.clip(np.where(np.isnan(scores), np.inf, scores), middle - reach, middle + reach)
+    reach = 3.0 * (high - low) if high > low else np.inf
+    bounded = np.clip(np.where(np.isnan(scores), np.inf, scores), finite.min(), finite.max())
+    out: Array = np.clip(bounded, middle - reach, middle + reach)
     return out
 
 

@@ -64,3 +64,80 @@ def plan(mini, mini_card):
         return dataclasses.replace(full, ops=tuple(rows.items()), **fields)
 
     return make
+
+
+def _random_flux():
+    """Two blocks of each kind with random weights, 16 tokens, and encoders that look at nothing but the text's length."""
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    ).eval()
+    vae = AutoencoderKL(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(4,),
+        layers_per_block=1,
+        latent_channels=1,
+        norm_num_groups=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    ).eval()
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def encode_prompt(prompt=None, prompt_embeds=None, pooled_prompt_embeds=None, **_):
+        if prompt_embeds is None:
+            source = torch.Generator().manual_seed(len(prompt))
+            prompt_embeds = torch.randn(1, 4, 32, generator=source)
+            pooled_prompt_embeds = torch.randn(1, 32, generator=source)
+        return prompt_embeds, pooled_prompt_embeds, torch.zeros(prompt_embeds.shape[1], 3)
+
+    pipe.encode_prompt = encode_prompt
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A FLUX so small that a run takes milliseconds; tests leave it as they found it."""
+    return _random_flux()
+
+
+@pytest.fixture(scope="session")
+def tiny_workload():
+    from schedsearch.evaluate import Workload
+
+    return Workload(height=8, width=8, steps=6, guidance_scale=1.0, max_sequence_length=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tiny, tiny_workload):
+    """Makes paired runs of a few prompts."""
+    from schedsearch.evaluate._reference import PairedRuns
+
+    def make(n=3, batch=2, **settings):
+        texts = tuple("x" * (i + 1) for i in range(n))
+        return PairedRuns(tiny, tiny_workload, texts, seed=settings.pop("seed", 0), batch=batch)
+
+    return make

@@ -9,8 +9,6 @@ from PIL import Image
 
 from schedsearch.errors import UsageError
 from schedsearch_reports.figures import (
-    BEGIN,
-    END,
     Point,
     front,
     frontier_figure,
@@ -19,6 +17,8 @@ from schedsearch_reports.figures import (
     side_by_side,
     table,
 )
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 CSV = """run,kind,steps,denoiser calls,speedup,low,high,latency ms,macs %,PSNR dB,SSIM,latent error,id,prompts,device
 full,full,28,28,1.00,1.00,1.00,400.0,100.0,100.00,1.0,0.0,,held-out sha256:ab,2 cores

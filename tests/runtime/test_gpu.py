@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from schedsearch.runtime import apply, identity_schedule
+from schedsearch.schedule import Solver
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,7 +39,13 @@ def test_identity_and_removal_are_the_plain_pipeline(deep_on_gpu: Any, run: Any,
     assert torch.equal(run(pipe, steps=6, cfg=cfg), plain)
 
 
-def test_a_step_never_waits_for_the_device(deep_on_gpu: Any) -> None:
+@pytest.mark.parametrize(
+    "solver",
+    [Solver(), Solver(family="adams", order=3), Solver(family="unipc", order=2, prediction="data", corrector="pseudo"),
+     Solver(family="heun", order=2)],
+    ids=lambda solver: solver.family,
+)  # fmt: skip
+def test_a_step_never_waits_for_the_device(deep_on_gpu: Any, solver: Solver) -> None:
     pipe = deep_on_gpu
     call = {
         "hidden_states": torch.randn(1, 64, 4, device="cuda", dtype=torch.bfloat16),
@@ -49,7 +56,7 @@ def test_a_step_never_waits_for_the_device(deep_on_gpu: Any) -> None:
         "img_ids": torch.zeros(64, 3, device="cuda"),
         "return_dict": False,
     }
-    schedule = replace(identity_schedule(pipe, 6, height=16, width=16), ops=ROWS)
+    schedule = replace(identity_schedule(pipe, 6, height=16, width=16), ops=ROWS, solver=(solver,) * 6)
     with torch.no_grad(), apply(pipe, schedule):
         pipe.scheduler.set_timesteps(device="cuda")
         pipe.scheduler.set_begin_index(0)

@@ -152,7 +152,7 @@ class TestCheck:
         [
             (
                 (1.0, 0.31, 0.0),
-                r"steps.sigma\[1\]: found 0.31, expected 0.31005859375: .* is a multiple of 1/2048 of the range or a def",
+                r"steps.sigma\[1\]: found 0.31, expected 0.31005859375: .* is a multiple of 1/2048 of the range or a ",
             ),
             ((2.0, 0.5, 0.0), r"\[0\]: found 2.0, expected 1.0: the first and the last noise level are those of the "),
             ((1.0, 0.5, 0.1), r"\[2\]: found 0.1, expected 0.0: the first and the last"),

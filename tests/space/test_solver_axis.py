@@ -245,7 +245,7 @@ class TestCheck:
         [
             (
                 "CCCCCC", 3, replace(DPM, prediction="noise"),
-                r"^steps.solver\[3\]: .*\(noise\), .*\(data\): this step may have euler, heun, adams of order 4, dpm of ",
+                r"^steps.solver\[3\]: .*\(noise\), .*\(data\): this step may have euler, heun, adams of order 4, dpm ",
             ),
             (
                 "CCCCCC", 1, ADAMS,

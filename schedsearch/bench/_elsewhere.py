@@ -1,0 +1,224 @@
+"""Schedule files measured where they were searched and elsewhere, with the result written beside each.
+
+Knows nothing of how the numbers are taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from schedsearch import __version__
+from schedsearch.errors import UsageError
+from schedsearch.evaluate import (
+    METRICS,
+    Condition,
+    TransferRow,
+    device_name,
+    evaluate_at,
+    find_card,
+    load_pipeline,
+    require_drawable,
+)
+from schedsearch.optimize import HELD_OUT_SEED, Display
+from schedsearch.schedule import Measurement, Schedule, read_frontier, read_schedule, write_atomically
+from schedsearch_calibration import PromptSet, digest, prompt_set
+
+FORMAT = "schedsearch.at"
+
+COLUMNS = ("at", "schedule", "calls", "speedup", "ms", "PSNR dB", "SSIM", "latent error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferSettings:
+    """What is to be measured.
+
+    Attributes:
+        source: a schedule file or frontier folder.
+        model: the model to run it on.
+        at: conditions, as `Condition.altered` reads them, beside the one searched at.
+        prompts: how many held-out prompts; ``None`` takes all.
+        repeats: timed rounds.
+        device: where to run.
+        dtype: number format of the weights.
+        command: what the user called, for the record.
+    """
+
+    source: Path
+    model: str
+    at: tuple[str, ...] = ()
+    prompts: int | None = None
+    repeats: int = 10
+    device: str = "cpu"
+    dtype: str = "float32"
+    command: str = ""
+
+
+def run_transfer(settings: TransferSettings, display: Display | None = None) -> tuple[Path, ...]:
+    """Measures and shows every schedule under every condition; writes and returns a file ``STEM.at.json`` beside each.
+
+    What such a file already says about other conditions, devices and number formats stays in it.
+
+    Raises:
+        UsageError: a condition cannot be read or drawn, or a file in the way is something else.
+        ScheduleError: a schedule cannot be read.
+        ModelNotFoundError: the weights are not at hand.
+        ApplyError: a schedule was made for another model.
+    """
+    display = display or Display()
+    files = _schedules(settings.source)
+    card = find_card(settings.model)
+    plans: dict[Condition, dict[Path, Schedule]] = {}
+    for path, schedule in files.items():
+        base = Condition.of(schedule, card)
+        for condition in dict.fromkeys([base, *(base.altered(text) for text in settings.at)]):
+            plans.setdefault(condition, {})[path] = schedule
+    records = {path: _read(_target(path), schedule) for path, schedule in files.items()}
+    with display.stage(f"loading {card.name}"):
+        pipe = load_pipeline(card, device=settings.device, dtype=settings.dtype)
+    for condition in plans:
+        require_drawable(pipe, condition)
+    prompts = _held_out(card.held_out, settings.prompts)
+    shown = []
+    for condition, schedules in plans.items():
+        with display.stage(f"measuring at {condition}") as advance:
+            rows = evaluate_at(
+                pipe,
+                card,
+                {str(path): schedule for path, schedule in schedules.items()},
+                prompts.prompts,
+                condition,
+                seed=HELD_OUT_SEED,
+                device=settings.device,
+                repeats=settings.repeats,
+                on_progress=advance,
+            )
+        for path, schedule in schedules.items():
+            row = rows[str(path)]
+            is_home = condition == Condition.of(schedule, card)
+            entry = _entry(settings, condition, row, prompts, is_home=is_home)
+            records[path] = _merged(records[path], entry)
+            _write(_target(path), schedule, records[path])
+            shown.append(_cells(path, condition, row, is_home=is_home))
+    title = f"{card.name}, {len(prompts.prompts)} held-out prompts, against the plain run there (* as searched)"
+    display.table(title, COLUMNS, shown)
+    written = tuple(_target(path) for path in files)
+    for path in written:
+        display.line(f"Wrote {path}")
+    return written
+
+
+def _schedules(source: Path) -> dict[Path, Schedule]:
+    if not source.is_dir():
+        return {source: read_schedule(source)}
+    index = read_frontier(source)
+    return {source / entry.file: index.load(entry) for entry in index.entries}
+
+
+def _target(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.at.json")
+
+
+def _held_out(name: str, first: int | None) -> PromptSet:
+    whole = prompt_set(name)
+    if first is None or first >= len(whole.prompts):
+        return whole
+    prompts = whole.prompts[:first]
+    return PromptSet(name=f"{name}, first {first}", prompts=prompts, sha256=digest(prompts))
+
+
+# ---- the record beside a schedule
+
+
+def _entry(
+    settings: TransferSettings, condition: Condition, row: TransferRow, prompts: PromptSet, *, is_home: bool
+) -> dict[str, Any]:
+    """What one measurement leaves in the file."""
+    stamp = Measurement(
+        metric="", unit="", better="min", value=0.0, low=0.0, high=0.0, n=1,
+        prompts=f"{prompts.name} sha256:{prompts.sha256[:16]}",
+        device=device_name(settings.device),
+        dtype=settings.dtype,
+        batch=condition.batch,
+        created_by=f"schedsearch {__version__}",
+        date=datetime.now(UTC).date().isoformat(),
+    )  # fmt: skip
+    ratio, latency = row.speedup, row.latency
+    measured = [
+        replace(
+            stamp, metric="speedup", unit="x", better="max",
+            value=ratio.median, low=ratio.low, high=ratio.high, n=ratio.n,
+        ),
+        replace(
+            stamp, metric="latency_ms", unit="ms",
+            value=latency.median_ms, low=latency.quantile(0.1), high=latency.quantile(0.9), n=len(latency.ms),
+        ),
+    ]  # fmt: skip
+    for name, values in row.samples:
+        ordered, tenth = sorted(values), len(values) // 10
+        measured.append(
+            replace(
+                stamp, metric=name, unit=METRICS[name].unit, better=METRICS[name].better,
+                value=row.mean(name), low=ordered[tenth], high=ordered[-1 - tenth], n=len(values),
+            )
+        )  # fmt: skip
+    return {
+        **asdict(condition),
+        "searched": is_home,
+        "denoiser_calls": row.denoiser_calls,
+        "command": settings.command,
+        "measured": [asdict(each) for each in measured],
+    }
+
+
+def _read(path: Path, schedule: Schedule) -> list[dict[str, Any]]:
+    """What an earlier run left about the same schedule.
+
+    Raises:
+        UsageError: if the file is something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT or not all(_key(entry) for entry in found["conditions"]):
+            raise ValueError(found["format"])
+        return list(found["conditions"]) if found["id"] == schedule.id else []
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UsageError(
+            f"{path}: found something else ({type(error).__name__}), expected nothing or what `schedsearch evaluate` "
+            "writes. Move it away."
+        ) from error
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[object, ...]:
+    """What tells the measurements in a file apart."""
+    stamp = entry["measured"][0]
+    return (*(entry[name] for name in ("width", "height", "batch", "steps")), stamp["device"], stamp["dtype"])
+
+
+def _merged(entries: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries with ``new`` in place of an older measurement of the same."""
+    return [*(entry for entry in entries if _key(entry) != _key(new)), new]
+
+
+def _write(path: Path, schedule: Schedule, entries: Sequence[dict[str, Any]]) -> None:
+    content = {"format": FORMAT, "version": 1, "id": schedule.id, "conditions": list(entries)}
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _cells(path: Path, condition: Condition, row: TransferRow, *, is_home: bool) -> list[str]:
+    return [
+        f"{condition}{' *' if is_home else ''}",
+        path.stem,
+        f"{row.denoiser_calls:g}",
+        f"{row.speedup.median:.2f}",
+        f"{row.latency.median_ms:.1f}",
+        f"{row.mean('psnr'):.2f}",
+        f"{row.mean('ssim'):.4f}",
+        f"{row.mean('latent_error'):.4f}",
+    ]

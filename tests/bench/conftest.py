@@ -1,0 +1,78 @@
+"""The bundled model with six steps and few prompts, on a bench whose cost model is measured hastily."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def six_steps(tmp_path_factory):
+    """A folder with the bundled model whose card asks for six steps."""
+    from schedsearch_calibration import flux_mini_path
+
+    folder = tmp_path_factory.mktemp("model") / "mini"
+    shutil.copytree(flux_mini_path(), folder)
+    card = folder / "schedsearch.yaml"
+    card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
+    return folder
+
+
+def hasty_cost(*arguments, **options):
+    """The cost model from one round."""
+    from schedsearch.evaluate import measure_cost
+
+    return measure_cost(*arguments, **options, repeats=1, warmup=0)
+
+
+@pytest.fixture(scope="session")
+def once():
+    """Turns a function into one that works once and gives its first answer ever after."""
+
+    def wrapped(function):
+        answers = []
+
+        def answer(*arguments, **options):
+            if not answers:
+                answers.append(function(*arguments, **options))
+            return answers[0]
+
+        return answer
+
+    return functools.cache(wrapped)
+
+
+@pytest.fixture
+def haste(monkeypatch, once):
+    """Makes every stage short: four prompts per set, two of them at a time, few rounds, the model loaded once."""
+    from schedsearch.bench import _elsewhere, _speeds
+    from schedsearch.evaluate import evaluate_held_out, load_pipeline
+    from schedsearch.optimize import _bench, _run
+    from schedsearch_calibration import prompt_set
+
+    def few(name):
+        whole = prompt_set(name)
+        return dataclasses.replace(whole, prompts=whole.prompts[:4])
+
+    monkeypatch.setattr(_bench, "FIDELITY", 2)
+    monkeypatch.setattr(_run, "prompt_set", few)
+    monkeypatch.setattr(_run, "measure_cost", once(hasty_cost))
+    monkeypatch.setattr(_run, "load_pipeline", once(load_pipeline))
+    monkeypatch.setattr(_elsewhere, "prompt_set", few)
+    monkeypatch.setattr(_speeds, "evaluate_held_out", functools.partial(evaluate_held_out, repeats=2, warmup=0))
+
+
+@pytest.fixture
+def screen():
+    """A display that keeps its lines in memory, as ``screen.text()`` tells."""
+    from rich.console import Console
+
+    from schedsearch.optimize import Display
+
+    display = Display(Console(file=io.StringIO(), highlight=False, width=200))
+    display.text = display.console.file.getvalue
+    return display
