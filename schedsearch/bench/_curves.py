@@ -180,6 +180,9 @@ def write_curves(path: Path, curves: Sequence[Curve]) -> None:
 
 COLUMNS = ("searcher", "searches", "seeds", "volume", "low", "high", "evals", "seconds", "auto needs", "behind auto")
 
+SHOWN = ("searcher", "seeds", "volume", "evals", "auto needs", "behind auto")
+"""Columns that fit a terminal; the file has all."""
+
 
 def rows_of(standings: Sequence[Standing], what: Mapping[str, str]) -> list[list[str]]:
     """The standings as text, with the columns `COLUMNS`."""

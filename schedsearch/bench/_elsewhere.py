@@ -30,7 +30,8 @@ from schedsearch_calibration import PromptSet, digest, prompt_set
 
 FORMAT = "schedsearch.at"
 
-COLUMNS = ("at", "schedule", "calls", "speedup", "ms", "PSNR dB", "SSIM", "latent error")
+COLUMNS = ("at", "calls", "speedup", "PSNR dB", "SSIM", "latent error")
+"""What a terminal shows; the file has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def run_transfer(settings: TransferSettings, display: Display | None = None) -> 
     for condition in plans:
         require_drawable(pipe, condition)
     prompts = _held_out(card.held_out, settings.prompts)
-    shown = []
+    shown: dict[Path, list[list[str]]] = {path: [] for path in files}
     for condition, schedules in plans.items():
         with display.stage(f"measuring at {condition}") as advance:
             rows = evaluate_at(
@@ -103,13 +104,12 @@ def run_transfer(settings: TransferSettings, display: Display | None = None) -> 
             entry = _entry(settings, condition, row, prompts, is_home=is_home)
             records[path] = _merged(records[path], entry)
             _write(_target(path), schedule, records[path])
-            shown.append(_cells(path, condition, row, is_home=is_home))
-    title = f"{card.name}, {len(prompts.prompts)} held-out prompts, against the plain run there (* as searched)"
-    display.table(title, COLUMNS, shown)
-    written = tuple(_target(path) for path in files)
-    for path in written:
-        display.line(f"Wrote {path}")
-    return written
+            shown[path].append(_cells(condition, row, is_home=is_home))
+    for path, rows_of_path in shown.items():
+        title = f"{path.stem}: {len(prompts.prompts)} held-out prompts, against the plain run there (* as searched)"
+        display.table(title, COLUMNS, rows_of_path)
+        display.line(f"Wrote {_target(path)}")
+    return tuple(_target(path) for path in files)
 
 
 def _schedules(source: Path) -> dict[Path, Schedule]:
@@ -128,7 +128,7 @@ def _held_out(name: str, first: int | None) -> PromptSet:
     if first is None or first >= len(whole.prompts):
         return whole
     prompts = whole.prompts[:first]
-    return PromptSet(name=f"{name}, first {first}", prompts=prompts, sha256=digest(prompts))
+    return PromptSet(name=f"{whole.name}, first {first}", prompts=prompts, sha256=digest(prompts))
 
 
 # ---- the record beside a schedule
@@ -211,13 +211,11 @@ def _write(path: Path, schedule: Schedule, entries: Sequence[dict[str, Any]]) ->
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _cells(path: Path, condition: Condition, row: TransferRow, *, is_home: bool) -> list[str]:
+def _cells(condition: Condition, row: TransferRow, *, is_home: bool) -> list[str]:
     return [
         f"{condition}{' *' if is_home else ''}",
-        path.stem,
         f"{row.denoiser_calls:g}",
         f"{row.speedup.median:.2f}",
-        f"{row.latency.median_ms:.1f}",
         f"{row.mean('psnr'):.2f}",
         f"{row.mean('ssim'):.4f}",
         f"{row.mean('latent_error'):.4f}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from schedsearch.bench._contest import Contestant, ContestSettings, contest
-from schedsearch.bench._curves import COLUMNS, curves_of, rows_of, summary_of, write_curves
+from schedsearch.bench._curves import COLUMNS, SHOWN, curves_of, rows_of, summary_of, write_curves
 from schedsearch.bench._tables import write_rows
 from schedsearch.optimize import Display
 
@@ -44,6 +44,11 @@ def run_contest(
         settings.out / f"{name}.png",
         f"{settings.model}, {settings.prompts} prompts, {len(settings.seeds)} seeds: median and span",
     )
-    display.table(f"{settings.model}: share of the best known hypervolume", header, table)
+    places = [COLUMNS.index(column) for column in SHOWN]
+    display.table(
+        f"{settings.model}: share of the best known hypervolume",
+        [header[i] for i in places],
+        [[row[i] for i in places] for row in table],
+    )
     for suffix in (".csv", "-table.csv", ".png"):
         display.line(f"Wrote {settings.out / f'{name}{suffix}'}")

@@ -27,6 +27,9 @@ WORTHWHILE = 1.25
 OVERDRAFT = 1.12
 """How far over a cost a parent may lie whose children shall keep it."""
 
+TRIMMABLE = 1.35
+"""How far over a cost a schedule may lie that is made to keep it by computing less of some steps."""
+
 FOCUS_WEIGHT = 0.3
 """What a gain at one of the wanted costs counts beside a gain in volume."""
 
@@ -55,9 +58,7 @@ class Archive:
         self._known = None
         if evaluation.candidate.share == 1.0:
             self._full.add(key)
-        if evaluation.status == "ok" and (
-            key not in self._found or evaluation.fidelity >= self._found[key].fidelity
-        ):
+        if evaluation.status == "ok" and (key not in self._found or evaluation.fidelity >= self._found[key].fidelity):
             self._found[key] = evaluation
 
     def known(self) -> tuple[list[Schedule], Floats]:
@@ -106,22 +107,42 @@ class Archive:
         if not schedules:
             return None
         scaled = self._scaled(losses)
-        cost = rng.uniform(0.0, 1.0)
-        if focused and self._focus:
-            pick = 0 if rng.random() < 0.5 else int(rng.integers(len(self._focus)))
-            cost = self._scaled_cost(self._focus[pick])
+        cost = self._drawn_cost(rng, focused=focused)
         reach = self._scaled_cost(np.log(OVERDRAFT) + self._unscaled_cost(cost))
         merit = scaled[:, 1:].sum(axis=1) if scaled.shape[1] > 1 else scaled[:, 0]
         merit = np.where(scaled[:, 0] <= reach, merit + 0.5 * np.maximum(0.0, scaled[:, 0] - cost), np.inf)
         if not np.isfinite(merit).any():
             merit = scaled[:, 0]
-        order = np.argsort(merit, kind="stable")[: int(np.isfinite(merit).sum())]
-        # Geometric preference for the best few: the front is refined, its surroundings are not forgotten.
-        return schedules[int(order[min(int(rng.geometric(0.3)) - 1, len(order) - 1)])]
+        return _among_the_best(rng, schedules, merit)
+
+    def costlier(self, rng: np.random.Generator, *, focused: bool = False) -> tuple[Schedule, float] | None:
+        """One of the best schedules somewhat above a cost, and the share of its cost that must go to keep that cost.
+
+        `None` where there is none, or where there is but one objective. The arguments are those of `parent`.
+        """
+        schedules, losses = self.known()
+        if not schedules or losses.shape[1] < 2:
+            return None
+        cost = self._unscaled_cost(self._drawn_cost(rng, focused=focused))
+        over = losses[:, 0] - cost
+        merit = np.where((over > 0.0) & (over <= np.log(TRIMMABLE)), self._scaled(losses)[:, 1:].sum(axis=1), np.inf)
+        if not np.isfinite(merit).any():
+            return None
+        chosen = _among_the_best(rng, schedules, merit)
+        return chosen, float(1.0 - np.exp(-over[schedules.index(chosen)]))
+
+    def _drawn_cost(self, rng: np.random.Generator, *, focused: bool) -> float:
+        """A scaled cost: anywhere, or one of those wanted."""
+        if not (focused and self._focus):
+            return float(rng.uniform(0.0, 1.0))
+        pick = 0 if rng.random() < 0.5 else int(rng.integers(len(self._focus)))
+        return self._scaled_cost(self._focus[pick])
 
     def gains(self, losses: Floats) -> Floats:
-        """What each predicted loss vector of ``losses`` `(n, n_objectives)` would add: volume, and quality at the wanted
-        costs. Where none adds anything, how little each lies behind the frontier, as negative numbers.
+        """What each predicted loss vector of ``losses`` `(n, n_objectives)` would add.
+
+        Volume, and quality at the wanted costs. Where none adds anything, how little each lies behind the frontier, as
+        negative numbers.
         """
         _, known = self.known()
         scaled, everything = self._scaled(losses), self._scaled(known)
@@ -178,6 +199,12 @@ class Archive:
         if self._objectives[k].better == "max":
             return -value
         return float(np.log(value)) if value > 0.0 else -30.0
+
+
+def _among_the_best(rng: np.random.Generator, schedules: Sequence[Schedule], merit: Floats) -> Schedule:
+    """A draw with a geometric preference for small ``merit``: the best are refined, others are not forgotten."""
+    order = np.argsort(merit, kind="stable")[: int(np.isfinite(merit).sum())]
+    return schedules[int(order[min(int(rng.geometric(0.3)) - 1, len(order) - 1)])]
 
 
 def _front(points: Floats) -> Floats:

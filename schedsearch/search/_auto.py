@@ -1,7 +1,7 @@
 """Joint evolution on the interval genome with a ranking surrogate; ours, made of parts that others proved apart.
 
-What is taken from whom: the first population holds the optimal paths of Watson 2021 (arXiv 2106.03802), GITS (Chen 2024,
-arXiv 2405.11326) and LeMiCa (arXiv 2511.00090) on a recorded run, fitted multistep solvers after OLSS (arXiv
+What is taken from whom: the first population holds the optimal paths of Watson 2021 (arXiv 2106.03802), GITS (Chen
+2024, arXiv 2405.11326) and LeMiCa (arXiv 2511.00090) on a recorded run, fitted multistep solvers after OLSS (arXiv
 2305.14677), and every hand-made mask; the variation operators are those of ECAD, BudCache and S^3 on one genome; a
 surrogate chooses which of many children is worth a model call, as in S^3 (arXiv 2312.07243); the choice is by expected
 gain in hypervolume.
@@ -28,7 +28,7 @@ from schedsearch.search._archive import Archive
 from schedsearch.search._seeds import seeds
 from schedsearch.search._surrogate import KernelRanker
 from schedsearch.search._turn import Turn
-from schedsearch.space import SearchSpace, crossed, mutated
+from schedsearch.space import SearchSpace, crossed, mutated, trimmed
 from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +45,7 @@ class AutoConfig:
         optimism: standard deviations a prediction is improved by before it is judged.
         unguided: share of the children taken without asking the surrogate.
         crossover: share of the children with two parents.
+        trimmed: share of the children made of a schedule that is too costly by computing less of some steps.
         focus: values of the first objective at which the best is wanted, the most important first.
         focus_share: share of the children whose parents are taken near one of them.
         slack: how far behind the frontier a first look may lie and still be measured in full, as a share of the
@@ -59,6 +60,7 @@ class AutoConfig:
     optimism: float = 0.7
     unguided: float = 0.1
     crossover: float = 0.35
+    trimmed: float = 0.3
     focus: tuple[float, ...] = ()
     focus_share: float = 0.5
     slack: float = 0.01
@@ -66,7 +68,7 @@ class AutoConfig:
     tolerance: float = 2e-3
 
     def __post_init__(self) -> None:
-        for name in ("first_look", "unguided", "crossover", "focus_share"):
+        for name in ("first_look", "unguided", "crossover", "trimmed", "focus_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
         if self.first_look == 0.0:
@@ -155,14 +157,26 @@ class Auto:
         return chosen, pool[chosen]
 
     def _pool(self, rng: np.random.Generator, size: int) -> dict[Schedule, tuple[str, ...]]:
+        """Children of one kind, so that those who keep a cost compete among themselves, with their parents."""
         pool: dict[Schedule, tuple[str, ...]] = {}
-        for _ in range(20 * size):
-            child, parents = self._bred(rng)
-            if child.id not in self._asked:
-                pool.setdefault(child, parents)
+        breed = self._trimmed if rng.random() < self._config.trimmed else self._bred
+        for attempt in range(20 * size):
+            made = breed(rng) or self._bred(rng)
+            if made[0].id not in self._asked:
+                pool.setdefault(*made)
             if len(pool) >= size:
                 break
+            if attempt == 10 * size:
+                breed = self._bred
         return pool
+
+    def _trimmed(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]] | None:
+        found = self._archive.costlier(rng, focused=rng.random() < self._config.focus_share)
+        if found is None:
+            return None
+        parent, share = found
+        child = trimmed(parent, self._space, rng, share=share)
+        return None if child is None else (child, (parent.id,))
 
     def _bred(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]]:
         first = self._parent(rng)

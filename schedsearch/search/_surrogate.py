@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -93,7 +94,8 @@ class KernelRanker:
     """Gaussian process regression on schedule features; several objectives at once.
 
     The kernel is a radial part plus a linear one. Their weight and width, and the noise, are those of the largest
-    marginal likelihood on a subset of the records, for each objective on its own. Keep one instance: it remembers the features of schedules.
+    marginal likelihood on a subset of the records, for each objective on its own. Keep one instance: it remembers the
+    features of schedules.
     """
 
     def __init__(self, *, limit: int = 500, optimism: float = 0.0) -> None:
@@ -415,7 +417,7 @@ def _network(config: LstmConfig, rng: np.random.Generator) -> Any:
             self.steps = nn.LSTM(inputs, config.hidden, batch_first=True)
             widths = (config.hidden, *config.head)
             layers: list[nn.Module] = []
-            for low, high in zip(widths, widths[1:], strict=False):
+            for low, high in pairwise(widths):
                 layers += [nn.Linear(low, high), nn.ReLU()]
             self.head = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 

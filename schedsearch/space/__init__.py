@@ -5,6 +5,7 @@ from schedsearch.space._forbidden import Forbidden
 from schedsearch.space._genome import MAX_RANGES, Genome, Range, StepGene, genome_of, runs_of, schedule_of
 from schedsearch.space._load import load_space, shipped_spaces
 from schedsearch.space._space import LEVELS, SearchSpace
+from schedsearch.space._trim import trimmed
 from schedsearch.space._vary import OPERATORS, Operator, mutated, operators_of
 from schedsearch.space._warps import WARPS, warp
 from schedsearch.space._yaml import read_yaml, shown
@@ -30,5 +31,6 @@ __all__ = [
     "schedule_of",
     "shipped_spaces",
     "shown",
+    "trimmed",
     "warp",
 ]

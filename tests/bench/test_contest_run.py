@@ -29,6 +29,7 @@ def settings(six_steps, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("haste")
 def test_a_contest_writes_its_tables_and_goes_on_where_it_stopped(settings, screen):
     out = settings.out
@@ -80,8 +81,8 @@ def test_settings_that_cannot_be_meant_are_refused(settings, fields, said):
 
 def test_every_entry_searches_a_part_of_the_space(six_steps):
     """Narrowing keeps the plain run, and an axis on its own is smaller than everything."""
-    from schedsearch.runtime import blocks_of, default_sigmas, model_ref
     from schedsearch.evaluate import find_card, load_pipeline
+    from schedsearch.runtime import blocks_of, default_sigmas, model_ref
     from schedsearch.space import load_space
 
     card = find_card(str(six_steps))

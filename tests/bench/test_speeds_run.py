@@ -59,11 +59,11 @@ def frontier(space, tmp_path):
     return tmp_path / "frontier"
 
 
-@pytest.mark.usefixtures("haste")
-def test_the_comparison_is_measured_once_and_written(six_steps, frontier, studies, tmp_path, screen, monkeypatch):
+@pytest.fixture
+def settings(six_steps, frontier, studies, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- speeds: begin -->\nold\n<!-- speeds: end -->\n")
-    settings = SpeedSettings(
+    return SpeedSettings(
         model=str(six_steps),
         frontier=frontier,
         out=tmp_path / "speeds",
@@ -72,6 +72,11 @@ def test_the_comparison_is_measured_once_and_written(six_steps, frontier, studie
         prompts=2,
         readme=readme,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("haste")
+def test_the_comparison_is_measured_once_and_written(settings, screen, monkeypatch):
     rows = run_speeds(settings, screen)
 
     assert {row.family for row in rows} == {"ours", "euler", "fora", "bayes"}
@@ -84,7 +89,7 @@ def test_the_comparison_is_measured_once_and_written(six_steps, frontier, studie
     assert files == ["speeds-table.csv", "speeds-table.md", "speeds.csv", "speeds.png"]
     read = list(csv.DictReader((out / "speeds.csv").read_text().splitlines()))
     assert [(r["family"], r["id"]) for r in read] == [(row.family, row.id) for row in rows]
-    text = readme.read_text()
+    text = settings.readme.read_text()
     assert "| **ours** |" in text
     assert "Measured on 4 held-out prompts (flux-mini-held-out sha256:" in text
     assert "old" not in text

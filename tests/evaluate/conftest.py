@@ -67,7 +67,7 @@ def plan(mini, mini_card):
 
 
 def _random_flux():
-    """Two blocks of each kind with random weights, 16 tokens, and encoders that look at nothing but the text's length."""
+    """Two blocks of each kind with random weights, 16 tokens, and an encoder that looks at a text's length only."""
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
@@ -129,6 +129,36 @@ def tiny_workload():
     from schedsearch.evaluate import Workload
 
     return Workload(height=8, width=8, steps=6, guidance_scale=1.0, max_sequence_length=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_card(mini_card):
+    import dataclasses
+
+    return dataclasses.replace(mini_card, height=8, width=8, steps=4, max_sequence_length=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_table(tiny, tiny_workload):
+    from schedsearch.evaluate import count_macs
+    from schedsearch.runtime import block_lists_of
+
+    return count_macs(tiny, tiny_workload, block_lists_of(tiny))
+
+
+@pytest.fixture(scope="session")
+def tiny_plan(tiny):
+    """Makes a schedule for the tiny model from its rows."""
+    import dataclasses
+
+    from schedsearch.runtime import identity_schedule
+
+    def make(steps=4, **fields):
+        rows = fields.pop("rows", {})
+        full = identity_schedule(tiny, steps, height=8, width=8)
+        return dataclasses.replace(full, ops=tuple(rows.items()), **fields)
+
+    return make
 
 
 @pytest.fixture(scope="session")

