@@ -11,7 +11,7 @@ import pytest
 from schedsearch import cli
 from schedsearch.errors import SchedSearchError
 
-VERBS = ("optimize", "generate", "show", "validate", "models")
+VERBS = ("optimize", "generate", "show", "validate", "models", "evaluate", "bench")
 
 
 def program(*words, **options):

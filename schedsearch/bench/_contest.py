@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from schedsearch.errors import UsageError
-from schedsearch.optimize import Bench, Display, OptimizeSettings, denoiser_budgets, load_bench, measure_parts
+from schedsearch.optimize import (
+    Bench,
+    Display,
+    OptimizeSettings,
+    denoiser_budgets,
+    load_bench,
+    measure_parts,
+    wanted_costs,
+)
 from schedsearch.schedule import Solver
 from schedsearch.search import Stop, make_searcher, run
 from schedsearch.space import SearchSpace
@@ -83,8 +91,12 @@ def _pruning(space: SearchSpace) -> SearchSpace:
                           free_sigma=False)  # fmt: skip
 
 
+def _auto(bench: Bench) -> Mapping[str, object]:
+    return {"focus": wanted_costs(bench), "first_look": 0.5, "n_seeds": 80}
+
+
 CONTESTANTS: dict[str, Contestant] = {
-    "auto": Contestant(what="everything"),
+    "auto": Contestant(what="everything", options=_auto),
     "ecad": Contestant(
         what="component reuse on the default steps (its own)",
         space=_components,
@@ -97,7 +109,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "anneal": Contestant(
         what="model reuse and forecasts on the default steps (its own)",
         space=_model_row,
-        options=lambda bench: {"budgets": denoiser_budgets(bench), "pinned": 1, "objective": bench.settings.metric,
+        options=lambda bench: {"budgets": denoiser_budgets(bench), "pinned": 1, "objective": bench.quality.name,
                                "restarts": 1000, "iterations": 40, "hill_climb_rounds": 1},
     ),
     "cachequant": Contestant(what="model reuse on the default steps (its own)", space=_model_row),
@@ -106,11 +118,15 @@ CONTESTANTS: dict[str, Contestant] = {
 """The searchers against each other."""
 
 ABLATION: dict[str, Contestant] = {
-    "joint": Contestant(search="auto", what="everything"),
-    "steps": Contestant(search="auto", what="number and place of steps, Euler", space=_steps),
-    "solver": Contestant(search="auto", what="solver per step on uniform grids", space=_solvers),
-    "cache": Contestant(search="auto", what="reuse, forecasts and skips on the default steps, Euler", space=_caches),
-    "pruning": Contestant(search="auto", what="removed and skipped blocks on the default steps, Euler", space=_pruning),
+    "joint": Contestant(search="auto", options=_auto, what="everything"),
+    "steps": Contestant(search="auto", options=_auto, what="number and place of steps, Euler", space=_steps),
+    "solver": Contestant(search="auto", options=_auto, what="solver per step on uniform grids", space=_solvers),
+    "cache": Contestant(
+        search="auto", options=_auto, what="reuse, forecasts and skips on the default steps, Euler", space=_caches
+    ),
+    "pruning": Contestant(
+        search="auto", options=_auto, what="removed and skipped blocks on the default steps, Euler", space=_pruning
+    ),
 }
 """The default search on one axis at a time."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, isinf, isnan
 from pathlib import Path
 
 from schedsearch.bench._tables import write_rows
@@ -66,8 +67,8 @@ class Comparison:
     Attributes:
         header: names of the columns.
         rows: ours, the other families, and the difference.
-        leads: per speed: it, ours minus the best other in dB, and the title of that other; ``None`` where either has
-            nothing.
+        leads: per speed: it, ours minus the best other in dB, and the title of that other; the difference is infinite
+            where only one of the two has something, and there is no lead where neither has.
     """
 
     header: tuple[str, ...]
@@ -96,9 +97,10 @@ def comparison(rows: Sequence[SpeedRow], titles: Mapping[str, str], speeds: Sequ
     for place, speed in enumerate(speeds):
         mine = best[OURS][place]
         others = [(row.psnr, titles[family]) for family in titles if (row := best[family][place]) is not None]
-        rival = max(others, default=None)
-        leads.append(None if mine is None or rival is None else (speed, mine.psnr - rival[0], rival[1]))
-    differences = (NOTHING if lead is None else f"{lead[1]:+.2f}" for lead in leads)
+        rival = max(others, default=(-inf, ""))
+        lead = (-inf if mine is None else mine.psnr) - (rival[0] if others else -inf)
+        leads.append(None if isnan(lead) else (speed, lead, rival[1]))
+    differences = (NOTHING if lead is None or isinf(lead[1]) else f"{lead[1]:+.2f}" for lead in leads)
     shown.append((f"{OURS} minus the best other", *differences))
     return Comparison(
         header=("PSNR dB at", *(f"{speed:g}x" for speed in speeds)), rows=tuple(shown), leads=tuple(leads)
@@ -112,10 +114,14 @@ def _cell(row: SpeedRow | None) -> str:
 def note_of(found: Comparison) -> str:
     """Where ours lose and to whom, in a sentence."""
     lost = [lead for lead in found.leads if lead is not None and lead[1] < 0.0]
-    open_at = [name for name, lead in zip(found.header[1:], found.leads, strict=True) if lead is None]
-    told = "; ".join(f"at {speed:g}x by {-lead:.2f} dB to {rival}" for speed, lead, rival in lost)
-    first = f"Ours lose {told}." if lost else "Ours lose nowhere."
-    return f"{first} Nothing to compare at {', '.join(open_at)}." if open_at else first
+    told = [
+        f"at {speed:g}x to {rival}, with nothing of ours as fast" if isinf(lead) else
+        f"at {speed:g}x by {-lead:.2f} dB to {rival}"
+        for speed, lead, rival in lost
+    ]  # fmt: skip
+    first = f"Ours lose {'; '.join(told)}." if told else "Ours lose nowhere."
+    nobody = [name for name, lead in zip(found.header[1:], found.leads, strict=True) if lead is None]
+    return f"{first} Nobody reaches {', '.join(nobody)}." if nobody else first
 
 
 def write_csv(path: Path, rows: Sequence[SpeedRow], titles: Mapping[str, str]) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ReferenceName,
         find_metric,
     )
+    from schedsearch.evaluate._reference import REFINEMENT
     from schedsearch.evaluate._trajectory import Trajectory
     from schedsearch.evaluate._transfer import Condition, TransferRow, evaluate_at, require_drawable
     from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METRICS",
     "REFERENCES",
+    "REFINEMENT",
     "CardStatus",
     "Condition",
     "CostModel",
@@ -90,6 +92,7 @@ _HOME = {
     "PipelineEvaluator": "_evaluator",
     "QualityMetric": "_quality",
     "REFERENCES": "_quality",
+    "REFINEMENT": "_reference",
     "Ratio": "_latency",
     "ReferenceName": "_quality",
     "TextEmbeds": "_workload",

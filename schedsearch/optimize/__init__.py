@@ -1,6 +1,6 @@
 """The whole job, from a model's name and a budget to schedule files."""
 
-from schedsearch.optimize._bench import Bench, OptimizeSettings, denoiser_budgets
+from schedsearch.optimize._bench import Bench, OptimizeSettings, denoiser_budgets, wanted_costs
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import HELD_OUT_SEED
 from schedsearch.optimize._results import Result
@@ -17,4 +17,5 @@ __all__ = [
     "load_bench",
     "measure_parts",
     "optimize",
+    "wanted_costs",
 ]

@@ -14,7 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from schedsearch.evaluate import CostModel, MacTable, ModelCard, PipelineEvaluator, Workload, schedule_macs
+from schedsearch.evaluate import (
+    CostModel,
+    MacTable,
+    ModelCard,
+    PipelineEvaluator,
+    QualityMetric,
+    Workload,
+    find_metric,
+    schedule_macs,
+)
 from schedsearch.optimize._display import Display
 from schedsearch.runtime import (
     block_lists_of,
@@ -152,6 +161,11 @@ class Bench:
         return digest.hexdigest()
 
     @property
+    def quality(self) -> QualityMetric:
+        """What counts as quality, under the name it has against the chosen reference."""
+        return find_metric(self.settings.metric, self.settings.reference)
+
+    @property
     def cost_name(self) -> str:
         """Name of the cost objective."""
         return "macs" if self.budget.kind == "macs_fraction" else "latency_ms"
@@ -177,6 +191,12 @@ class Bench:
         """The hypervolume's reference point: the plain run's cost, and a floor of quality."""
         cost = self.count(self.plain) if self.cost_name == "macs" else self.cost.full_ms
         return cost, FLOORS[self.settings.metric]
+
+
+def wanted_costs(bench: Bench) -> list[float]:
+    """Returns the costs at which the best is wanted: the budget's, then those of the ladder's speed-ups."""
+    cost = bench.reference_point[0]
+    return [cost / bench.target, *(cost / (rung * (1.0 + MARGIN)) for rung in LADDER)]
 
 
 def book(study: Study, stage: str, started: float, denoiser_evals: int = 0) -> None:

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from schedsearch.errors import EvaluationError
-from schedsearch.evaluate import HeldOutRow, device_name, evaluate_held_out, find_metric
+from schedsearch.evaluate import REFINEMENT, HeldOutRow, device_name, evaluate_held_out, find_metric
 from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
 from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
 from schedsearch.schedule import Measurement, Provenance, Schedule, solver_table, with_solver_table
@@ -101,8 +101,8 @@ def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
 def _tables(bench: Bench, plans: Mapping[str, Schedule]) -> tuple[dict[str, list[list[float]]], int]:
     """Fits the finalists that have fitted steps.
 
-    Returns their scalars by name, rows as in the side file, and the denoiser evaluations spent. What cannot be fitted is
-    left out.
+    Returns their scalars by name, rows as in the side file, and the denoiser evaluations spent. What cannot be fitted
+    is left out.
     """
     open_ones = {name: plan for name, plan in plans.items() if plan.unfitted}
     prompts = bench.prompts.prompts
@@ -124,9 +124,7 @@ def _tables(bench: Bench, plans: Mapping[str, Schedule]) -> tuple[dict[str, list
     return tables, evals
 
 
-def _with_tables(
-    plans: Mapping[str, Schedule], tables: Mapping[str, Sequence[Sequence[float]]]
-) -> dict[str, Schedule]:
+def _with_tables(plans: Mapping[str, Schedule], tables: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Schedule]:
     """Returns the finished schedules: those that need no scalars, and those that got them."""
     finished = {name: with_solver_table(plan, tables[name]) for name, plan in plans.items() if name in tables}
     return {name: finished.get(name, plan) for name, plan in plans.items() if name in finished or not plan.unfitted}
@@ -166,8 +164,7 @@ def plain_steps(bench: Bench) -> list[int]:
 def _held_out(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[list[dict[str, Any]], int]:
     """Measures the plain run, the schedules and plain runs of fewer steps.
 
-    Returns rows as the study keeps them, and the denoiser evaluations spent on quality (the full run twice: as the
-    reference and as a row).
+    Returns rows as the study keeps them, and the denoiser evaluations spent on quality, both references included.
     """
     with bench.display.stage("measuring on held-out prompts") as advance:
         measured = evaluate_held_out(
@@ -187,7 +184,8 @@ def _held_out(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[list[dic
         if row not in sound:
             bench.display.line(f"Left out {row.name}: its held-out pictures hold values that are not numbers")
     images = len(bench.held_out.prompts)
-    evals = round(images * (measured[0].denoiser_calls + sum(row.denoiser_calls for row in measured)))
+    references = (1 + REFINEMENT) * measured[0].denoiser_calls
+    evals = round(images * (references + sum(row.denoiser_calls for row in measured)))
     return [_row(bench, row) for row in sound], evals
 
 
@@ -212,7 +210,8 @@ def _row(bench: Bench, row: HeldOutRow) -> dict[str, Any]:
         replace(stamp, metric="macs_fraction", unit="1", value=macs, low=macs, high=macs),
     ]  # fmt: skip
     for name in QUALITY:
-        metric, values = find_metric(name), sorted(row.values(name))
+        values, plain_name = sorted(row.values(name)), name.removeprefix("converged_")
+        metric = find_metric(plain_name, "default" if plain_name == name else "converged")
         tenth = len(values) // 10
         numbers.append(
             replace(

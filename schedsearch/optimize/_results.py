@@ -14,7 +14,7 @@ from pathlib import Path
 from schedsearch import __version__
 from schedsearch.schedule import Budget, Measurement, Schedule, write_atomically, write_frontier, write_schedule
 
-QUALITY = ("psnr", "ssim", "latent_error")
+QUALITY = ("psnr", "ssim", "latent_error", "converged_psnr")
 """Quality metrics in the table, in this order."""
 
 
@@ -66,7 +66,7 @@ class Result:
 
 
 HEADER = ("run", "kind", "steps", "denoiser calls", "speedup", "low", "high", "latency ms", "macs %", "PSNR dB",
-          "SSIM", "latent error")  # fmt: skip
+          "SSIM", "latent error", "converged PSNR dB")  # fmt: skip
 
 SHOWN = ("run", "denoiser calls", "speedup", "latency ms", "macs %", "PSNR dB", "SSIM", "latent error")
 """Columns that fit a terminal; the file has all."""
@@ -92,6 +92,7 @@ def _cells(result: Result) -> dict[str, str]:
         f"{result.value('psnr'):.2f}",
         f"{result.value('ssim'):.4f}",
         f"{result.value('latent_error'):.4f}",
+        f"{result.value('converged_psnr'):.2f}",
     )
     return dict(zip(HEADER, cells, strict=True))
 

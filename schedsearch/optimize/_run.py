@@ -25,7 +25,15 @@ from schedsearch.evaluate import (
     measure_cost,
     measure_probe,
 )
-from schedsearch.optimize._bench import LADDER, MARGIN, Bench, OptimizeSettings, book, denoiser_budgets, masked, spent
+from schedsearch.optimize._bench import (
+    Bench,
+    OptimizeSettings,
+    book,
+    denoiser_budgets,
+    masked,
+    spent,
+    wanted_costs,
+)
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import finals
 from schedsearch.optimize._results import SHOWN, Result, choose, rows, undominated, write_results
@@ -83,7 +91,7 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
         total = spent(study)
     chosen = choose(results, bench.budget, scores)
     frontier = undominated(results, bench.budget, scores)
-    written = write_results(settings.folder, settings.name, results, frontier, chosen, metric=settings.metric)
+    written = write_results(settings.folder, settings.name, results, frontier, chosen, metric=bench.quality.name)
     _report(bench, results, chosen, written)
     display.line(
         f"Spent in all: {total.denoiser_evals} counted denoiser evaluations, {total.seconds:.0f} s of measuring"
@@ -109,7 +117,7 @@ def load_bench(settings: OptimizeSettings, display: Display) -> Bench:
     budget = parse_budget(settings.budget)
     if settings.search not in SEARCHERS:
         raise UsageError(f"--search: found {settings.search!r}, expected one of {', '.join(sorted(SEARCHERS))}.")
-    find_metric(settings.metric)
+    find_metric(settings.metric, settings.reference)
     card = find_card(settings.model)
     prompts = prompt_set(card.calibration) if settings.prompts is None else read_prompts(settings.prompts)
     held_out = prompt_set(card.held_out)
@@ -137,7 +145,7 @@ def _open_study(bench: Bench) -> Study:
     if settings.out is None and not (folder.parent / ".gitignore").exists():
         write_atomically(folder.parent / ".gitignore", b"*\n")
     unit = "MAC" if bench.cost_name == "macs" else "ms"
-    metric = find_metric(settings.metric)
+    metric = bench.quality
     return Study.open(
         settings.storage or (folder / "study.db"),
         # A folder holds one study, so that its files have one origin; a shared storage tells studies apart by name.
@@ -207,8 +215,7 @@ def _require_reachable(bench: Bench) -> None:
 def searcher_options(bench: Bench) -> dict[str, object]:
     """Returns the options of the named searcher that follow from the budget and the number of trials."""
     if bench.settings.search == "auto":
-        cost = bench.reference_point[0]
-        return {"focus": [cost / bench.target, *(cost / (rung * (1.0 + MARGIN)) for rung in LADDER)]}
+        return {"focus": wanted_costs(bench)}
     if bench.settings.search != "anneal":
         return {}
     trials = bench.settings.trials or DEFAULT_TRIALS
@@ -218,7 +225,7 @@ def searcher_options(bench: Bench) -> dict[str, object]:
         "hill_climb_rounds": max(1, round(trials / 250)),
         "ladder_share": 0.35,
         "pinned": 1,  # the published rule spends a quarter of the computes on the first steps
-        "objective": bench.settings.metric,
+        "objective": bench.quality.name,
         "restarts": RESTARTS,
     }
 
@@ -265,7 +272,7 @@ def progress_note(bench: Bench, frontier: Frontier) -> str:
     """Returns the best point within the budget so far and the hypervolume, in a few words."""
     cost, floor = bench.reference_point
     best = frontier.best_within(bench.cost_name, cost / bench.target)
-    metric = find_metric(bench.settings.metric)
+    metric = bench.quality
     unit = "" if metric.unit == "1" else f" {metric.unit}"
     shown = "nothing yet" if best is None else f"{best.values[1]:.4g}{unit} at {cost / best.values[0]:.2f}x"
     # As a share of the box between the reference point and nothing spent, so that numbers of any unit read alike.
@@ -283,10 +290,10 @@ def _report(bench: Bench, results: Sequence[Result], chosen: Result | None, writ
         emphasis,
     )
     if chosen is not None:
-        unit = find_metric(bench.settings.metric).unit
-        quality = f"{chosen.value(bench.settings.metric):.4g}{'' if unit == '1' else f' {unit}'}"
+        metric = bench.quality
+        quality = f"{chosen.value(metric.name):.4g}{'' if metric.unit == '1' else f' {metric.unit}'}"
         bench.display.line(
-            f"For {bench.budget}: {chosen.value('speedup'):.2f}x measured, {bench.settings.metric} {quality}, "
+            f"For {bench.budget}: {chosen.value('speedup'):.2f}x measured, {metric.name} {quality}, "
             f"{chosen.denoiser_calls:g} denoiser calls"
         )
     for path in written:

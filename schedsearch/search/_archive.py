@@ -30,6 +30,12 @@ OVERDRAFT = 1.12
 TRIMMABLE = 1.35
 """How far over a cost a schedule may lie that is made to keep it by computing less of some steps."""
 
+BEYOND = 0.3
+"""How far outside the frontier's extent, as a share of it, losses are still told apart by what is learnt from them."""
+
+TRIM_LOSS = 1.5
+"""Quality such a schedule is expected to lose per saved cost, both as shares of the frontier's extent."""
+
 FOCUS_WEIGHT = 0.3
 """What a gain at one of the wanted costs counts beside a gain in volume."""
 
@@ -125,7 +131,9 @@ class Archive:
             return None
         cost = self._unscaled_cost(self._drawn_cost(rng, focused=focused))
         over = losses[:, 0] - cost
-        merit = np.where((over > 0.0) & (over <= np.log(TRIMMABLE)), self._scaled(losses)[:, 1:].sum(axis=1), np.inf)
+        scaled = self._scaled(losses)
+        lost = TRIM_LOSS * (scaled[:, 0] - self._scaled_cost(cost))
+        merit = np.where((over > 0.0) & (over <= np.log(TRIMMABLE)), scaled[:, 1:].sum(axis=1) + lost, np.inf)
         if not np.isfinite(merit).any():
             return None
         chosen = _among_the_best(rng, schedules, merit)
@@ -138,14 +146,28 @@ class Archive:
         pick = 0 if rng.random() < 0.5 else int(rng.integers(len(self._focus)))
         return self._scaled_cost(self._focus[pick])
 
-    def gains(self, losses: Floats) -> Floats:
-        """What each predicted loss vector of ``losses`` `(n, n_objectives)` would add.
+    def lessons(self) -> tuple[list[Schedule], Floats]:
+        """Schedules and scaled losses to learn from: how bad the bad ones are does not matter, and is cut off."""
+        schedules, losses = self.known()
+        scaled = self._scaled(losses)
+        scaled[:, 1:] = np.clip(scaled[:, 1:], -BEYOND, 1.0 + BEYOND)
+        return schedules, scaled
+
+    def scaled_costs(self, costs: Floats) -> Floats:
+        """Values of the first objective `(n,)` as scaled losses."""
+        return np.array([self._scaled_cost(self._raw_loss(float(cost), 0)) for cost in costs])
+
+    def costs(self) -> Floats:
+        """Values of the first objective `(n,)`, in the order of `known`."""
+        return np.array([record.values[0] for record in self._found.values()])
+
+    def gains(self, scaled: Floats) -> Floats:
+        """What each predicted vector of ``scaled`` losses `(n, n_objectives)` would add.
 
         Volume, and quality at the wanted costs. Where none adds anything, how little each lies behind the frontier, as
         negative numbers.
         """
-        _, known = self.known()
-        scaled, everything = self._scaled(losses), self._scaled(known)
+        everything = self._scaled(self.known()[1])
         front = _front(everything)
         gains = np.array([_added(front, point) for point in scaled])
         for wanted in self._focus if scaled.shape[1] > 1 else ():
@@ -165,13 +187,17 @@ class Archive:
     # ---- scaling
 
     def _extent(self, losses: Floats) -> tuple[Floats, Floats]:
-        """Best and worst loss of the frontier among what is clearly cheaper than the plain run."""
-        limit = np.inf
+        """Best and worst loss of the frontier where it matters.
+
+        That is among what is clearly cheaper than the plain run, and not much cheaper than the cheapest wanted.
+        """
+        limit, least = np.inf, -np.inf
         if len(self._objectives) > 1 and self._plain in self._found:
             place = list(self._found).index(self._plain)
             limit = float(losses[place, 0]) - np.log(WORTHWHILE)
-        counting = losses[losses[:, 0] <= limit] if (losses[:, 0] <= limit).any() else losses
-        front = _front(counting)
+            least = min(self._focus, default=-np.inf) - np.log(WORTHWHILE)
+        counting = losses[(losses[:, 0] <= limit) & (losses[:, 0] >= least)]
+        front = _front(counting if len(counting) > 1 else losses)
         high = front.max(axis=0)
         if np.isfinite(limit):
             high[0] = limit

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from schedsearch.errors import UsageError
 from schedsearch.schedule import Schedule
 from schedsearch.search._archive import Archive
+from schedsearch.search._prices import Prices
 from schedsearch.search._seeds import seeds
 from schedsearch.search._surrogate import KernelRanker
 from schedsearch.search._turn import Turn
@@ -32,6 +33,9 @@ from schedsearch.space import SearchSpace, crossed, mutated, trimmed
 from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 Floats = npt.NDArray[np.float64]
+
+SETTLED = 0.02
+"""Relative error on known schedules up to which learnt prices are believed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +61,10 @@ class AutoConfig:
     first_look: float = 0.25
     n_seeds: int = 120
     pool: int = 32
-    optimism: float = 0.7
+    optimism: float = 0.3
     unguided: float = 0.1
     crossover: float = 0.35
-    trimmed: float = 0.3
+    trimmed: float = 0.35
     focus: tuple[float, ...] = ()
     focus_share: float = 0.5
     slack: float = 0.01
@@ -108,6 +112,7 @@ class Auto:
         self._promoted: deque[Schedule] = deque()
         self._volumes: list[float] = []
         self._ranker = KernelRanker()
+        self._prices = Prices(space)
 
     def ask(self, n: int) -> Sequence[Candidate]:  # noqa: ARG002 - one at a time: the next depends on its outcome
         """The next candidate; empty when the hypervolume has stalled or nothing new can be found."""
@@ -195,10 +200,16 @@ class Auto:
 
     def _best(self, pool: Sequence[Schedule]) -> Schedule:
         """The child whose optimistic prediction adds most to the hypervolume."""
-        schedules, losses = self._archive.known()
+        schedules, losses = self._archive.lessons()
         if len(schedules) < 2:
             return pool[0]
         self._ranker.fit(schedules, losses)
         mean, spread = self._ranker.predict(pool)
-        gains = self._archive.gains(mean - self._config.optimism * spread)
-        return pool[int(np.argmax(gains))]
+        predicted = mean - self._config.optimism * spread
+        costs = self._archive.costs()
+        if losses.shape[1] > 1 and (costs > 0.0).all():
+            # A cost is a sum of prices; nothing is gained by optimism about it.
+            self._prices.fit(schedules, costs)
+            is_settled = self._prices.error <= SETTLED
+            predicted[:, 0] = self._archive.scaled_costs(self._prices.predict(pool)) if is_settled else mean[:, 0]
+        return pool[int(np.argmax(self._archive.gains(predicted)))]

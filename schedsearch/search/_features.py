@@ -68,8 +68,9 @@ class Features:
         cells = cells_of([schedule.row(MODEL_ROW) for schedule in schedules], n_steps)
         nodes, calls, words = solver_table(schedules)
         computes = cells == 0
+        work = (computes * calls).sum(axis=1)
         parts = [
-            np.log(np.column_stack([np.full(len(schedules), float(n_steps)), (computes * calls).sum(axis=1)])),
+            _counts(np.full(len(schedules), float(n_steps)), work),
             self._depths(sigma) @ _reading(n_steps),
             self._errors(sigma, computes, np.where(computes, nodes, np.maximum(cells, 1))),
             np.stack([(cells == code).mean(axis=1) for code in range(1, len(OPS) - 1)], axis=1),
@@ -78,7 +79,8 @@ class Features:
             np.array([float(len(schedule.pruned)) for schedule in schedules])[:, None],
         ]
         if self._rows:
-            parts += self._finer(schedules, sigma)
+            finer = self._finer(schedules, sigma)
+            parts += [*finer, _counts(work * (1.0 - finer[0][:, 0]))]
         if self._removed:
             parts.append(self._pruned(schedules))
         return np.concatenate(parts, axis=1)
@@ -144,6 +146,11 @@ class Features:
                 if name in self._removed:
                     flags[i, self._removed[name]] = 1.0
         return flags
+
+
+def _counts(*counts: Array) -> Array:
+    """Counts `(n,)` and their logarithms as columns: costs are sums of them, errors powers."""
+    return np.column_stack([*counts, *(np.log(np.maximum(count, _FLOOR)) for count in counts)])
 
 
 def cells_of(rows: Sequence[str], n_steps: int) -> npt.NDArray[np.int8]:

@@ -167,7 +167,7 @@ class _Processes:
     """Regressions of several objectives over the same points."""
 
     WIDTHS = (0.7, 1.2, 2.0)
-    LINEARS = (0.1, 10.0)
+    LINEARS = (0.1, 100.0)
     NOISES = (1e-4, 1e-3, 1e-2, 1e-1)
     SUBSET = 96
 

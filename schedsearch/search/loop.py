@@ -19,7 +19,7 @@ from schedsearch.space import SearchSpace
 from schedsearch.study import Candidate, Evaluation, Study
 
 MAX_IDLE_ASKS = 1000
-"""Asks in a row without anything new to measure after which a searcher counts as stalled."""
+"""Asks in a row without anything new to measure after which a searcher has stalled."""
 
 
 def run(
@@ -52,8 +52,7 @@ def run(
         if not candidates:
             return "finished"
         told, known = [], len(study)
-        for candidate in candidates:
-            wanted = max(1, round(fidelity * candidate.share))
+        for candidate, wanted in (asked_for.sized(fidelity) for asked_for in candidates):
             evaluation = _recall(study, candidate, wanted)
             if evaluation is None:
                 if ended := limit_met():

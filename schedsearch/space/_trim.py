@@ -15,6 +15,9 @@ import numpy as np
 from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, Schedule
 from schedsearch.space._space import SearchSpace
 
+FAVOURED = {"1": 4.0, REUSE: 2.0, "2": 2.0}
+"""Odds of the symbols that take the place of a compute; all others have odds of 1."""
+
 MOST_STEPS = 4
 """Most steps at which something is left out at once."""
 
@@ -47,10 +50,11 @@ def trimmed(schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *,
     n_steps = min(len(untouched), int(rng.integers(fewest, max(fewest, MOST_STEPS) + 1)))
     width = min(len(names), max(1, ceil(cells / n_steps + rng.uniform(-0.5, 1.0))))
     start = int(rng.integers(0, len(names) - width + 1)) if rng.random() < 0.6 else 0
+    odds = np.array([FAVOURED.get(op, 1.0) for op in ops])
     for step in rng.choice(untouched, size=n_steps, replace=False):
         if rng.random() < 0.3:
             start = int(rng.integers(0, len(names) - width + 1))
-        op = str(rng.choice(ops))
+        op = str(rng.choice(ops, p=odds / odds.sum()))
         for name in names[start : start + width]:
             symbol = op if op in space.symbols_of(name) else COMPUTE
             rows[name] = rows[name][:step] + symbol + rows[name][step + 1 :]

@@ -5,7 +5,7 @@ A failure is a record, not an exception. This module does not know where records
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schedsearch.schedule import Schedule
 from schedsearch.types import Better, Status
@@ -38,6 +38,14 @@ class Candidate:
     ask: int
     parents: tuple[str, ...] = ()
     share: float = 1.0
+
+    def sized(self, prompts: int) -> tuple[Candidate, int]:
+        """The candidate, and how many of so many prompts it is measured on.
+
+        A share that comes to all of them is a measurement in full, and the candidate says so.
+        """
+        wanted = max(1, round(prompts * self.share))
+        return (self if wanted < prompts else replace(self, share=1.0)), wanted
 
 
 @dataclass(frozen=True, kw_only=True)

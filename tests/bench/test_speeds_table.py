@@ -78,17 +78,25 @@ def test_faster_schedules_count_for_lower_speeds():
 
 
 def test_the_table_ends_with_the_difference_and_says_where_we_lose():
-    found = comparison(ROWS, TITLES, speeds=(2.0, 4.0, 8.0))
+    found = comparison(ROWS, TITLES, speeds=(2.0, 4.0, 8.0, 9.0))
     assert markdown(found.header, found.rows).splitlines() == [
-        "| PSNR dB at | 2x | 4x | 8x |",
-        "|---|--:|--:|--:|",
-        "| **ours** | 45.00 | 38.00 | - |",
-        "| fewer steps, Euler | 39.50 | 39.50 | 20.00 |",
-        "| FORA | 41.00 | - | - |",
-        "| ours minus the best other | +4.00 | -1.50 | - |",
+        "| PSNR dB at | 2x | 4x | 8x | 9x |",
+        "|---|--:|--:|--:|--:|",
+        "| **ours** | 45.00 | 38.00 | - | - |",
+        "| fewer steps, Euler | 39.50 | 39.50 | 20.00 | - |",
+        "| FORA | 41.00 | - | - | - |",
+        "| ours minus the best other | +4.00 | -1.50 | - | - |",
     ]
-    assert note_of(found) == "Ours lose at 4x by 1.50 dB to fewer steps, Euler. Nothing to compare at 8x."
-    assert note_of(comparison(ROWS, TITLES, speeds=(2.0,))) == "Ours lose nowhere."
+    assert note_of(found) == (
+        "Ours lose at 4x by 1.50 dB to fewer steps, Euler; at 8x to fewer steps, Euler, with nothing of ours as fast. "
+        "Nobody reaches 9x."
+    )
+
+
+def test_where_only_ours_are_as_fast_nothing_is_lost():
+    found = comparison([row(OURS, 8.1, 30.0), row("fora", 2.0, 41.0)], TITLES, speeds=(8.0,))
+    assert found.rows[-1] == ("ours minus the best other", "-")
+    assert note_of(found) == "Ours lose nowhere."
 
 
 def test_every_measured_row_is_written(tmp_path):
