@@ -215,7 +215,9 @@ def _require_reachable(bench: Bench) -> None:
 def searcher_options(bench: Bench) -> dict[str, object]:
     """Returns the options of the named searcher that follow from the budget and the number of trials."""
     if bench.settings.search == "auto":
-        return {"focus": wanted_costs(bench)}
+        limit = bench.settings.trials
+        few = {} if limit is None else {"n_seeds": max(5, limit // 3)}
+        return {"focus": wanted_costs(bench), **few}
     if bench.settings.search != "anneal":
         return {}
     trials = bench.settings.trials or DEFAULT_TRIALS

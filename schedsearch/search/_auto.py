@@ -34,6 +34,9 @@ from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 Floats = npt.NDArray[np.float64]
 
+FIRST_ROUND = 5
+"""Seeds after which the best are measured in full for the first time."""
+
 SETTLED = 0.02
 """Relative error on known schedules up to which learnt prices are believed."""
 
@@ -135,13 +138,19 @@ class Auto:
         self._turn.told(evaluations)
         for evaluation in evaluations:
             self._archive.add(evaluation)
-        if not self._seeds:
-            if not self._volumes:
-                self._archive.settle()
+        if not self._seeds and not self._volumes:
+            self._archive.settle()
+        if not self._seeds or self._is_round():
             known = {schedule.id for schedule in self._promoted}
             found = self._archive.worth_measuring(self._config.slack)
             self._promoted.extend(schedule for schedule in found if schedule.id not in known)
+        if not self._seeds:
             self._volumes.append(self._archive.volume())
+
+    def _is_round(self) -> bool:
+        """Whether 5, 10, 20, ... seeds were looked at: the best of them are measured in full before the others."""
+        looked, rest = divmod(len(self._asked), FIRST_ROUND)
+        return rest == 0 and looked.bit_count() == 1
 
     def _has_stalled(self) -> bool:
         patience = self._config.patience

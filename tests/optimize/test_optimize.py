@@ -114,7 +114,7 @@ def test_it_writes_the_schedule_the_frontier_and_the_table(done: tuple[Optimized
     assert measured["psnr"].n == 4
     assert measured["speedup"].n == 3
     assert measured["psnr"].prompts.startswith("flux-mini-held-out sha256:")
-    assert schedule.provenance.searcher == "anneal"
+    assert schedule.provenance.searcher == "auto"
     assert optimized.chosen is not None
     assert optimized.chosen.schedule is not None
     assert optimized.chosen.schedule.id == schedule.id
