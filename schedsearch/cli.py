@@ -6,11 +6,10 @@ Python; the algorithms, the measuring and the drawing are elsewhere.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -21,9 +20,10 @@ from schedsearch.errors import SchedSearchError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from schedsearch.evaluate import ReferenceName
+
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-_SLUG_LENGTH = 60
 _PIPE_WIDTH = 4096
 
 app = typer.Typer(
@@ -81,7 +81,12 @@ def optimize(
     *,
     model: Model,
     budget: Annotated[str, typer.Option(metavar="B", help="How cheap it shall be: 4x, 800ms or 60%macs.")],
-    search: Annotated[str, typer.Option(metavar="NAME", help="Who proposes: anneal, ecad or random.")] = "anneal",
+    search: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Who proposes: auto, anneal, autodiffusion, bayes, cachequant, ecad, random or s3."
+        ),
+    ] = "auto",
     trials: Annotated[
         int | None, typer.Option(metavar="N", help="Stop after N measured schedules.", min=1, show_default=False)
     ] = None,
@@ -93,6 +98,13 @@ def optimize(
         typer.Option(metavar="FILE", help="Calibration prompts, one per line, instead of the model's own."),
     ] = None,
     metric: Annotated[str, typer.Option(metavar="NAME", help="What counts as quality.")] = "psnr",
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What quality is measured against: default, the plain full run, or converged, one of many more steps.",
+        ),
+    ] = "default",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -121,6 +133,7 @@ def optimize(
         minutes=minutes,
         prompts=prompts,
         metric=metric,
+        reference=cast("ReferenceName", reference),  # like the metric, checked where it is looked up
         device=device,
         dtype=dtype,
         seed=seed,
@@ -179,6 +192,7 @@ def generate(
     from contextlib import nullcontext
 
     from schedsearch import runtime
+    from schedsearch._pictures import slug, write_new
     from schedsearch.evaluate import Workload, find_card, initial_latents, load_pipeline, pipeline_kwargs
 
     card = find_card(model)
@@ -195,31 +209,7 @@ def generate(
             )
             kwargs = pipeline_kwargs(workload, prompt=text, latents=noise, steps=steps, output_type="pil")
             image = pipe(**kwargs)[0][0]
-            typer.echo(f"Wrote {_write_new(image, out, f'{index:03d}-{slug(text)}')}")
-
-
-def slug(text: str) -> str:
-    """Return a short file name made of the words of ``text``.
-
-    >>> slug("Red apple, blue background!")
-    'red-apple-blue-background'
-    """
-    words = re.sub(r"\W+", "-", text.lower()).strip("-_")
-    return words[:_SLUG_LENGTH].rstrip("-") or "picture"
-
-
-def _write_new(image: Any, folder: Path, stem: str) -> Path:
-    """Save ``image`` under a name that is not taken: ``stem.png``, else ``stem-2.png`` and so on."""
-    number = 1
-    while True:
-        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        try:
-            with path.open("xb") as file:
-                image.save(file, format="PNG")
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+            typer.echo(f"Wrote {write_new(image, out, f'{index:03d}-{slug(text)}')}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from schedsearch import cli
 from schedsearch.errors import SchedSearchError
+from schedsearch.search import SEARCHERS
 
 VERBS = ("optimize", "generate", "show", "validate", "models", "evaluate", "bench")
 
@@ -32,8 +34,10 @@ def test_help_names_every_verb_and_is_quick():
 
 def test_help_of_a_verb_lists_the_options_that_the_documentation_promises(run_cli):
     told = run_cli("optimize", "--help").out
-    promised = "model budget search trials minutes prompts metric device dtype seed storage out resume"
+    promised = "model budget search trials minutes prompts metric reference device dtype seed storage out resume"
     assert [name for name in promised.split() if f"--{name} " not in told] == []
+    proposes = " ".join(told.split()).split("Who proposes: ")[1].split("[default: auto]")[0]
+    assert sorted(re.findall(r"\b(?!or\b)[a-z0-9]+", proposes)) == sorted(SEARCHERS)
 
 
 def test_version(run_cli):
@@ -56,6 +60,10 @@ def test_version(run_cli):
          "error: --minutes: found -3, expected a number above 0."),
         (("optimize", "--model", "m", "--budget", "4x", "--minutes", "nan"),
          "error: --minutes: found nan, expected a number above 0."),
+        (("optimize", "--model", "flux-mini", "--budget", "4x", "--reference", "best"),
+         "error: reference: found 'best', expected one of default, converged."),
+        (("optimize", "--model", "flux-mini", "--budget", "4x", "--search", "oracle"),
+         "error: --search: found 'oracle', expected one of anneal, auto, autodiffusion, bayes, cachequant, ecad, "),
         (("generate", "--model", "m", "--budget", "4x", "a cat"),
          "error: --budget: found '4x' without --schedule, expected a frontier folder to choose from."),
         (("generate", "--model", "m", "a cat", "  "), "error: PROMPT[1]: found an empty text, expected words."),
@@ -115,7 +123,8 @@ def test_the_search_gets_every_option_as_it_was_given(run_cli, monkeypatch, tmp_
     given = []
     monkeypatch.setattr(schedsearch.optimize, "optimize", given.append)
     words = (
-        "--model m --budget 60%macs --search ecad --minutes 2.5 --metric ssim --device cuda:1 --dtype bfloat16 --seed 7"
+        "--model m --budget 60%macs --search ecad --minutes 2.5 --metric ssim --reference converged "
+        "--device cuda:1 --dtype bfloat16 --seed 7"
     )
     done = run_cli(
         "optimize", *words.split(), "--prompts", str(tmp_path / "p.txt"), "--storage", "sqlite:///s.db",
@@ -131,6 +140,7 @@ def test_the_search_gets_every_option_as_it_was_given(run_cli, monkeypatch, tmp_
             minutes=2.5,
             prompts=tmp_path / "p.txt",
             metric="ssim",
+            reference="converged",
             device="cuda:1",
             dtype="bfloat16",
             seed=7,

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from PIL import Image
 
-from schedsearch import cli
+from schedsearch._pictures import slug
 
 STEPS = 5
 
@@ -37,7 +37,7 @@ def test_models_says_how_to_get_what_is_not_at_hand(run_cli, monkeypatch, tmp_pa
     ],
 )
 def test_a_picture_is_named_after_its_prompt(text, name):
-    assert cli.slug(text) == name
+    assert slug(text) == name
 
 
 def test_an_unknown_model_is_named_with_what_there_is(run_cli, tmp_path):

@@ -4,9 +4,9 @@ A candidate may have been measured on few prompts and another on many. Where an 
 count on the prompts they share, which are the first ones; so noise and prompts are paired. Objectives that are positive
 and better when small are taken in logarithms: a factor counts the same at every speed.
 
-The first objective plays the part of the cost: parents are drawn and children judged by the best that is known at or
-below a cost. Only what is clearly cheaper than the plain run counts for the volume. This module does not know who
-proposes.
+The first objective without numbers per prompt is the cost, and comes first in every row of losses: parents are drawn
+and children judged by the best that is known at or below a cost. Only what is clearly cheaper than the plain run counts
+for the volume. This module does not know who proposes.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class Archive:
 
     Args:
         objectives: what losses are made of, in their order.
-        focus: wanted values of the first objective.
+        focus: wanted values of the cost.
     """
 
     def __init__(self, objectives: Sequence[Objective], focus: Sequence[float] = ()) -> None:
         self._objectives = tuple(objectives)
-        self._focus = tuple(self._raw_loss(value, 0) for value in focus)
+        self._order = tuple(range(len(self._objectives)))
+        self._focus = tuple(float(np.log(value)) for value in focus)
         self._found: dict[str, Evaluation] = {}
         self._full: set[str] = set()
         self._plain: str = ""
@@ -64,6 +65,9 @@ class Archive:
         self._known = None
         if evaluation.candidate.share == 1.0:
             self._full.add(key)
+        if evaluation.status == "ok" and not self._found:
+            sampled = {name for name, _ in evaluation.samples}
+            self._order = tuple(sorted(self._order, key=lambda k: self._objectives[k].name in sampled))
         if evaluation.status == "ok" and (key not in self._found or evaluation.fidelity >= self._found[key].fidelity):
             self._found[key] = evaluation
 
@@ -72,7 +76,7 @@ class Archive:
         if self._known is None:
             records = list(self._found.values())
             shared = min((record.fidelity for record in records), default=0)
-            losses = [[self._loss(record, k, shared) for k in range(len(self._objectives))] for record in records]
+            losses = [[self._loss(record, k, shared) for k in self._order] for record in records]
             table = np.array(losses, dtype=np.float64).reshape(len(records), len(self._objectives))
             self._known = [record.candidate.schedule for record in records], table
         return self._known
@@ -154,12 +158,12 @@ class Archive:
         return schedules, scaled
 
     def scaled_costs(self, costs: Floats) -> Floats:
-        """Values of the first objective `(n,)` as scaled losses."""
-        return np.array([self._scaled_cost(self._raw_loss(float(cost), 0)) for cost in costs])
+        """Costs `(n,)` as scaled losses."""
+        return np.array([self._scaled_cost(self._raw_loss(float(cost), self._order[0])) for cost in costs])
 
     def costs(self) -> Floats:
-        """Values of the first objective `(n,)`, in the order of `known`."""
-        return np.array([record.values[0] for record in self._found.values()])
+        """Costs `(n,)`, in the order of `known`."""
+        return np.array([record.values[self._order[0]] for record in self._found.values()])
 
     def gains(self, scaled: Floats) -> Floats:
         """What each predicted vector of ``scaled`` losses `(n, n_objectives)` would add.

@@ -53,7 +53,7 @@ class AutoConfig:
         unguided: share of the children taken without asking the surrogate.
         crossover: share of the children with two parents.
         trimmed: share of the children made of a schedule that is too costly by computing less of some steps.
-        focus: values of the first objective at which the best is wanted, the most important first.
+        focus: costs at which the best is wanted, the most important first.
         focus_share: share of the children whose parents are taken near one of them.
         slack: how far behind the frontier a first look may lie and still be measured in full, as a share of the
             frontier's extent.

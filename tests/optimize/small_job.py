@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from schedsearch.evaluate import CostModel, evaluate_held_out
+from schedsearch.evaluate import CostModel, evaluate_held_out, measure_cost
 from schedsearch.optimize import Display, Optimized, OptimizeSettings, _bench, _finals, _run, optimize
 from schedsearch_calibration import PromptSet, prompt_set
 
@@ -36,12 +36,13 @@ def shrink() -> None:
     _bench.LADDER = _finals.LADDER = (2.0,)
     _finals.FRESH = _finals.AT_BUDGET = 2
     _run.prompt_set = few
-    _finals.evaluate_held_out = functools.partial(evaluate_held_out, repeats=3, warmup=1)
+    _run.measure_cost = functools.partial(measure_cost, repeats=1, warmup=0)
+    _finals.evaluate_held_out = functools.partial(evaluate_held_out, repeats=2, warmup=0)
 
 
 def job(model: Path, out: Path, *, resume: bool, **options: object) -> Optimized:
     """Runs the job without progress bars."""
-    settings = OptimizeSettings(model=str(model), budget="60%macs", trials=12, out=out, resume=resume)
+    settings = OptimizeSettings(model=str(model), budget="60%macs", trials=16, out=out, resume=resume)
     quiet = Display(Console(file=io.StringIO(), highlight=False))
     return optimize(dataclasses.replace(settings, **options), quiet)
 
@@ -57,7 +58,7 @@ def main() -> None:
         if child == 0:
             job(model, out, resume=True)
             os._exit(0)
-        deadline = time.monotonic() + rng.uniform(0.0, 1.0 + 0.7 * kills)
+        deadline = time.monotonic() + rng.uniform(0.0, 1.0 + 0.8 * kills)
         while time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:

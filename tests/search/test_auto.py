@@ -10,10 +10,11 @@ from schedsearch.testing import TOY_OBJECTIVES, SearcherContract, searched, toy_
 
 
 class TestAuto(SearcherContract):
-    trials = 60
+    trials = 40
+    contest_seeds = (0, 1)
 
     def make(self, space, *, seed):
-        return Auto(space, seed=seed, objectives=TOY_OBJECTIVES, config=AutoConfig(n_seeds=20))
+        return Auto(space, seed=seed, objectives=TOY_OBJECTIVES, config=AutoConfig(n_seeds=20, pool=12))
 
 
 def told(searcher, evaluator, asks):
@@ -27,8 +28,8 @@ def told(searcher, evaluator, asks):
 
 def test_every_schedule_is_looked_at_before_it_is_measured_in_full() -> None:
     space = toy_space((("model", "CR123"),))
-    config = AutoConfig(n_seeds=8, first_look=0.5)
-    found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 80)
+    config = AutoConfig(n_seeds=8, first_look=0.5, pool=8)
+    found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 60)
     assert found[0].schedule == space.base
     looked = set()
     for candidate in found:
@@ -43,7 +44,7 @@ def test_every_schedule_is_looked_at_before_it_is_measured_in_full() -> None:
 
 def test_it_ends_when_the_volume_stalls() -> None:
     space = toy_space((("model", "CR"),), n_steps=8)
-    searcher = Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=AutoConfig(patience=20))
+    searcher = Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=AutoConfig(patience=20, pool=8))
     study, ended = searched(searcher, space, trials=2000)
     assert ended == "finished"
     assert len(study) < 400
