@@ -43,7 +43,7 @@ from schedsearch.search import SEARCHERS, Stop, make_searcher, run
 from schedsearch.study import Evaluation, Frontier, Objective, Probe, Study
 from schedsearch_calibration import PromptSet, prompt_set, read_prompts
 
-DEFAULT_TRIALS = 320
+DEFAULT_TRIALS = 400
 """Schedules measured when neither a number nor a time is asked for."""
 
 RESTARTS = 1000

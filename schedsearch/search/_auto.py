@@ -53,6 +53,7 @@ class AutoConfig:
         unguided: share of the children taken without asking the surrogate.
         crossover: share of the children with two parents.
         trimmed: share of the children made of a schedule that is too costly by computing less of some steps.
+        opening: evaluations after the first population that go to trimmed children at the wanted costs.
         focus: costs at which the best is wanted, the most important first.
         focus_share: share of the children whose parents are taken near one of them.
         slack: how far behind the frontier a first look may lie and still be measured in full, as a share of the
@@ -68,6 +69,7 @@ class AutoConfig:
     unguided: float = 0.1
     crossover: float = 0.35
     trimmed: float = 0.35
+    opening: int = 30
     focus: tuple[float, ...] = ()
     focus_share: float = 0.5
     slack: float = 0.01
@@ -80,7 +82,7 @@ class AutoConfig:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
         if self.first_look == 0.0:
             raise UsageError("first_look: found 0, expected a share above 0.")
-        for name, low in (("n_seeds", 1), ("pool", 1), ("patience", 0)):
+        for name, low in (("n_seeds", 1), ("pool", 1), ("patience", 0), ("opening", 0)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected {low} or more.")
         for name in ("optimism", "slack", "tolerance"):
@@ -173,7 +175,8 @@ class Auto:
     def _pool(self, rng: np.random.Generator, size: int) -> dict[Schedule, tuple[str, ...]]:
         """Children of one kind, so that those who keep a cost compete among themselves, with their parents."""
         pool: dict[Schedule, tuple[str, ...]] = {}
-        breed = self._trimmed if rng.random() < self._config.trimmed else self._bred
+        is_opening = len(self._volumes) <= self._config.opening
+        breed = self._trimmed if is_opening or rng.random() < self._config.trimmed else self._bred
         for attempt in range(20 * size):
             made = breed(rng) or self._bred(rng)
             if made[0].id not in self._asked:
@@ -185,7 +188,8 @@ class Auto:
         return pool
 
     def _trimmed(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]] | None:
-        found = self._archive.costlier(rng, focused=rng.random() < self._config.focus_share)
+        is_opening = len(self._volumes) <= self._config.opening
+        found = self._archive.costlier(rng, focused=is_opening or rng.random() < self._config.focus_share)
         if found is None:
             return None
         parent, share = found

@@ -15,7 +15,7 @@ import numpy as np
 from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, Schedule
 from schedsearch.space._space import SearchSpace
 
-FAVOURED = {"1": 4.0, REUSE: 2.0, "2": 2.0}
+FAVOURED = {"1": 8.0, "2": 2.0}
 """Odds of the symbols that take the place of a compute; all others have odds of 1."""
 
 MOST_STEPS = 4
@@ -41,13 +41,15 @@ def trimmed(schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *,
     model = schedule.row(MODEL_ROW)
     computed = [step for step, char in enumerate(model) if char == COMPUTE]
     rows = {name: schedule.row(name) for name in names}
-    untouched = [s for s in computed[1:] if all(row[s] == COMPUTE for row in rows.values())]
+    # The second computed step has nothing to forecast from but one value, so it is left alone where others can give.
+    settled = computed[2:] or computed[1:]
+    untouched = [s for s in settled if all(row[s] == COMPUTE for row in rows.values())]
     ops = sorted({char for name in names for char in space.symbols_of(name) if char == REUSE or char.isdigit()})
     if not names or not untouched or not ops:
         return None
     cells = share * len(computed) * len(names)
     fewest = ceil(cells / len(names))
-    n_steps = min(len(untouched), int(rng.integers(fewest, max(fewest, MOST_STEPS) + 1)))
+    n_steps = min(len(untouched), MOST_STEPS, fewest + int(rng.geometric(0.6)) - 1)
     width = min(len(names), max(1, ceil(cells / n_steps + rng.uniform(-0.5, 1.0))))
     start = int(rng.integers(0, len(names) - width + 1)) if rng.random() < 0.6 else 0
     odds = np.array([FAVOURED.get(op, 1.0) for op in ops])

@@ -27,7 +27,7 @@ from schedsearch_calibration import PromptSet, prompt_set
 def few(name: str) -> PromptSet:
     """The first prompts of a set."""
     whole = prompt_set(name)
-    return dataclasses.replace(whole, prompts=whole.prompts[:4])
+    return dataclasses.replace(whole, prompts=whole.prompts[: 2 if "held-out" in name else 4])
 
 
 def shrink() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         if child == 0:
             job(model, out, resume=True)
             os._exit(0)
-        deadline = time.monotonic() + rng.uniform(0.0, 1.0 + 0.8 * kills)
+        deadline = time.monotonic() + rng.uniform(0.0, 1.5 * 1.3**kills)
         while time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:

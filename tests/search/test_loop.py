@@ -163,7 +163,7 @@ class TestMakeSearcher:
     @pytest.mark.parametrize(
         ("name", "options", "text"),
         [
-            ("aneal", {}, r"search: found 'aneal', expected one of anneal, ecad, random. Did you mean anneal\?"),
+            ("aneal", {}, r"search: found 'aneal', expected one of anneal, auto, .*, s3. Did you mean anneal\?"),
             (
                 "random",
                 {"patient": 3},
