@@ -185,7 +185,7 @@ def open_bench(model: str, out: Path, *, device: str, dtype: str, display: Displ
     """
     bench = load_bench(OptimizeSettings(model=model, budget="4x", device=device, dtype=dtype), display)
     objectives = (Objective(name="latency_ms", unit="ms", better="min"),)
-    header = {"model": asdict(bench.plain.model), "weights": bench.weights, "dtype": dtype}
+    header: dict[str, Any] = {"model": asdict(bench.plain.model), "weights": bench.weights, "dtype": dtype}
     with Study.open(out / "parts.db", "parts", objectives=objectives, settings=header, resume=True) as parts:
         measure_parts(bench, parts)
     return bench

@@ -17,7 +17,8 @@ from schedsearch.search._bayes import Bayes, BayesConfig
 from schedsearch.search._cachequant import CacheQuant, CacheQuantConfig
 from schedsearch.search._ecad import Ecad, EcadConfig
 from schedsearch.search._random import RandomConfig, RandomSearch
-from schedsearch.search._s3 import S3, S3Config
+from schedsearch.search._s3 import S3
+from schedsearch.search._s3_genes import S3Config
 from schedsearch.search._seeds import seeds
 from schedsearch.search._stop import Ended, Stop
 from schedsearch.search.loop import run

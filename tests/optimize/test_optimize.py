@@ -247,7 +247,7 @@ def test_the_other_searchers_run_the_same_job(
             small_job.job(model, tmp_path / "out", resume=False, **settings)
     with Study.load(tmp_path / "out" / "study.db") as study:
         found = study.evaluations()
-    assert len(found) == settings["trials"]
+    assert 0 < len(found) <= settings["trials"]
     assert {e.candidate.searcher for e in found} == {search}
     assert sum(e.status == "ok" for e in found) > len(found) / 2
 

@@ -7,7 +7,8 @@ import pytest
 from schedsearch.optimize._results import HEADER, Result, choose, rows, undominated
 from schedsearch.schedule import Measurement, Schedule, parse_budget
 
-UNITS = {"speedup": "x", "latency_ms": "ms", "macs_fraction": "1", "psnr": "dB", "ssim": "1", "latent_error": "1"}
+UNITS = {"speedup": "x", "latency_ms": "ms", "macs_fraction": "1", "psnr": "dB", "ssim": "1", "latent_error": "1",
+         "converged_psnr": "dB"}  # fmt: skip
 
 
 def result(schedule: Schedule | None, name: str, speedup: float, psnr: float = 30.0) -> Result:
@@ -18,6 +19,7 @@ def result(schedule: Schedule | None, name: str, speedup: float, psnr: float = 3
         "psnr": psnr,
         "ssim": 0.9,
         "latent_error": 0.1,
+        "converged_psnr": psnr - 1.0,
     }
     measured = tuple(
         Measurement(metric=m, unit=UNITS[m], better="max", value=v, low=v, high=v, n=10) for m, v in values.items()
@@ -60,6 +62,7 @@ def test_equals_both_stay(schedule: Schedule) -> None:
 def test_rows_hold_the_columns_asked_for(schedule: Schedule) -> None:
     (whole,) = rows([result(schedule, "4.00x", 4.0)])
     assert dict(zip(HEADER, whole, strict=True))["macs %"] == "25.0"
+    assert dict(zip(HEADER, whole, strict=True))["converged PSNR dB"] == "29.00"
     assert rows([result(schedule, "4.00x", 4.0)], ("PSNR dB", "run")) == [["30.00", "4.00x"]]
 
 

@@ -70,6 +70,11 @@ def deep_session() -> FluxPipeline:
     return _random_flux(19, 38)
 
 
+@pytest.fixture(scope="session")
+def shallow_session() -> FluxPipeline:
+    return _random_flux(2, 1)
+
+
 def _bare(pipe: FluxPipeline) -> FluxPipeline:
     """The tests share a pipeline, so each must find it without a schedule."""
     assert not hasattr(pipe.transformer, "_schedsearch_handle")
@@ -88,6 +93,13 @@ def mini(mini_session: FluxPipeline) -> Any:
 def deep(deep_session: FluxPipeline) -> Any:
     yield _bare(deep_session)
     _bare(deep_session)
+
+
+@pytest.fixture
+def shallow(shallow_session: FluxPipeline) -> Any:
+    """For what takes long per block, such as compiling."""
+    yield _bare(shallow_session)
+    _bare(shallow_session)
 
 
 @pytest.fixture(params=["mini", "deep"])

@@ -22,50 +22,50 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("cfg", [False, True], ids=["plain", "cfg"])
-def test_every_level_compiles_without_graph_breaks(mini: Any, run: Any, cfg: bool) -> None:
+def test_every_level_compiles_without_graph_breaks(shallow: Any, run: Any, cfg: bool) -> None:
     """Tracing only (no code generation), so the result is the same bit for bit."""
-    plain, graphs = mini.transformer, []
+    plain, graphs = shallow.transformer, []
 
     def backend(module: Any, _inputs: Any) -> Any:
         graphs.append(module)
         return module.forward
 
-    with apply(mini, replace(identity_schedule(mini, 8, height=64, width=64), ops=ROWS)) as handle:
-        expected = run(mini, cfg=cfg)
+    with apply(shallow, replace(identity_schedule(shallow, 8, height=16, width=16), ops=ROWS)) as handle:
+        expected = run(shallow, cfg=cfg)
         try:
-            mini.transformer = torch.compile(plain, fullgraph=True, backend=backend)
-            assert torch.equal(run(mini, cfg=cfg), expected)
+            shallow.transformer = torch.compile(plain, fullgraph=True, backend=backend)
+            assert torch.equal(run(shallow, cfg=cfg), expected)
             made = len(graphs)
-            assert torch.equal(run(mini, cfg=cfg), expected)
+            assert torch.equal(run(shallow, cfg=cfg), expected)
         finally:
-            mini.transformer = plain
+            shallow.transformer = plain
         assert len(graphs) == made, "a second run compiled again"
         assert made <= len(set(handle.plan.patterns)) + 1
 
 
-def test_a_compiled_model_takes_and_returns_a_schedule(mini: Any, run: Any) -> None:
-    plain = mini.transformer
-    full = run(mini)
-    schedule = replace(identity_schedule(mini, 8, height=64, width=64), ops=(("model", "CCRRCRRR"),))
-    with apply(mini, schedule):
-        expected = run(mini)
+def test_a_compiled_model_takes_and_returns_a_schedule(shallow: Any, run: Any) -> None:
+    plain = shallow.transformer
+    full = run(shallow)
+    schedule = replace(identity_schedule(shallow, 8, height=16, width=16), ops=(("model", "CCRRCRRR"),))
+    with apply(shallow, schedule):
+        expected = run(shallow)
     try:
-        mini.transformer = torch.compile(plain, fullgraph=True, backend="eager")
-        assert torch.equal(run(mini), full)
-        with apply(mini, schedule):
-            assert torch.equal(run(mini), expected)
-        assert torch.equal(run(mini), full)
+        shallow.transformer = torch.compile(plain, fullgraph=True, backend="eager")
+        assert torch.equal(run(shallow), full)
+        with apply(shallow, schedule):
+            assert torch.equal(run(shallow), expected)
+        assert torch.equal(run(shallow), full)
     finally:
-        mini.transformer = plain
+        shallow.transformer = plain
 
 
 @pytest.mark.slow
-def test_generated_code_gives_the_same_image(mini: Any, run: Any) -> None:
-    plain = mini.transformer
-    with apply(mini, replace(identity_schedule(mini, 6, height=64, width=64), ops=(("model", "CC1RCR"),))):
-        expected = run(mini, steps=6)
+def test_generated_code_gives_the_same_image(shallow: Any, run: Any) -> None:
+    plain = shallow.transformer
+    with apply(shallow, replace(identity_schedule(shallow, 6, height=16, width=16), ops=(("model", "CC1RCR"),))):
+        expected = run(shallow, steps=6)
         try:
-            mini.transformer = torch.compile(plain, fullgraph=True)
-            torch.testing.assert_close(run(mini, steps=6), expected, atol=1e-4, rtol=1e-4)
+            shallow.transformer = torch.compile(plain, fullgraph=True)
+            torch.testing.assert_close(run(shallow, steps=6), expected, atol=1e-4, rtol=1e-4)
         finally:
-            mini.transformer = plain
+            shallow.transformer = plain

@@ -13,9 +13,7 @@ from schedsearch.testing import toy_space
 def left_out(schedule, space) -> float:
     """Share of all blocks at all computed steps that do not compute."""
     model = schedule.row(MODEL_ROW)
-    cells = [
-        schedule.row(block.name)[step] for block in space.blocks for step, char in enumerate(model) if char == "C"
-    ]
+    cells = [schedule.row(block.name)[step] for block in space.blocks for step, char in enumerate(model) if char == "C"]
     return sum(char != "C" for char in cells) / len(cells)
 
 
