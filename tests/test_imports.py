@@ -46,6 +46,7 @@ def test_the_command_line_starts_without_torch():
     assert not loaded_after("import schedsearch.cli") & {"torch", "diffusers", "optuna", "pymoo", "matplotlib", "numpy"}
 
 
+@pytest.mark.slow
 def test_replaying_a_file_loads_no_search_library(tmp_path):
     code = f"""
 import warnings

@@ -65,6 +65,7 @@ class PipelineEvaluator:
         reference: what quality is measured against: the plain run, or the converged one, see `Reference`. The numbers
             against both are recorded; those against the converged run are called ``converged_psnr`` and so on, the
             objective as well.
+        both: make both reference runs and record the numbers against both; else only the chosen one.
         seed: of the noise; prompt i starts from the same latents in every run.
         device: where the pipeline is.
         batch: images per call.
@@ -86,6 +87,7 @@ class PipelineEvaluator:
         metric: str = "psnr",
         cost: Cost = "latency_ms",
         reference: ReferenceName = "default",
+        both: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
         batch: int = 8,
@@ -110,7 +112,7 @@ class PipelineEvaluator:
         self._drain = synchroniser(device)
         self._device = device_name(device)
         self._runs = PairedRuns(pipe, self._workload, tuple(prompts), seed=seed, batch=batch)
-        self._references = {name: Reference(self._runs, name=name) for name in REFERENCES}
+        self._references = {name: Reference(self._runs, name=name) for name in REFERENCES if both or name == reference}
         self._sentinel = capture_call(pipe, self._workload, prompts[0]).sentinel
         self._spent = Spent(Count())
         self._runner = Runner(

@@ -170,8 +170,8 @@ class Bench:
         """Name of the cost objective."""
         return "macs" if self.budget.kind == "macs_fraction" else "latency_ms"
 
-    def evaluator(self, prompts: Sequence[str], seed: int) -> PipelineEvaluator:
-        """Measures candidates on ``prompts``."""
+    def evaluator(self, prompts: Sequence[str], seed: int, *, both: bool = True) -> PipelineEvaluator:
+        """Measures candidates on ``prompts``, against both references or only the chosen one."""
         return PipelineEvaluator(
             self.pipe,
             self.card,
@@ -180,6 +180,7 @@ class Bench:
             mac_table=self.macs,
             metric=self.settings.metric,
             reference=self.settings.reference,
+            both=both,
             cost="macs" if self.cost_name == "macs" else "latency_ms",
             seed=seed,
             device=self.settings.device,

@@ -110,7 +110,7 @@ def _tables(bench: Bench, plans: Mapping[str, Schedule]) -> tuple[dict[str, list
     tables: dict[str, list[list[float]]] = {}
     if not open_ones:
         return tables, 0
-    evaluator = bench.evaluator(known, bench.settings.seed)
+    evaluator = bench.evaluator(known, bench.settings.seed, both=False)
     evals = evaluator.prepare(len(known))
     with bench.display.stage("fitting the best", len(open_ones)) as advance:
         for i, (name, plan) in enumerate(open_ones.items()):
@@ -136,7 +136,7 @@ def _fresh_scores(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[dict
     Higher is better; a schedule that fails has no score.
     """
     fresh = bench.prompts.prompts[bench.fidelity : bench.fidelity + FRESH] or bench.prompts.prompts
-    evaluator = bench.evaluator(fresh, bench.settings.seed + 1)
+    evaluator = bench.evaluator(fresh, bench.settings.seed + 1, both=False)
     sign = 1.0 if evaluator.objectives[1].better == "max" else -1.0
     scores: dict[str, float] = {}
     evals = evaluator.prepare(len(fresh))

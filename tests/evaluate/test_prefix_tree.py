@@ -128,6 +128,7 @@ def fitted(schedule, rolled):
     return with_solver_table(schedule, rows) if any(s.family == "table" for s in schedule.solver) else schedule
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_scores_are_those_of_separate_runs_to_the_bit(machine, single, seed):

@@ -58,6 +58,7 @@ def quick(mini, short_card, schedules):
     return run
 
 
+@pytest.mark.slow
 def test_at_home_it_is_the_held_out_measurement(quick, mini, short_card, schedules, table):
     from schedsearch.evaluate import evaluate_held_out
 
@@ -113,6 +114,7 @@ def on_mini(monkeypatch, mini, short_card):
     monkeypatch.setattr(_elsewhere, "evaluate_at", functools.partial(evaluate_at, warmup=0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_mini")
 def test_the_verb_writes_what_it_measured_beside_the_file(run_cli, schedules, tmp_path):
     file = tmp_path / "plan.json"

@@ -122,6 +122,7 @@ def _without_times(value: Any) -> Any:
     return [_without_times(v) for v in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 def test_it_writes_the_schedule_the_frontier_and_the_table(done: tuple[Optimized, Path]) -> None:
     optimized, out = done
     schedule = read_schedule(out / "mini-60pctmacs.json")
@@ -229,6 +230,7 @@ def test_held_out_prompts_may_not_be_searched_on(small_job: Any, model: Path, tm
         small_job.job(model, tmp_path / "out", resume=False, prompts=prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("done")
 @pytest.mark.parametrize("search", sorted(set(SEARCHERS) - {"auto"}))
 def test_the_other_searchers_run_the_same_job(
@@ -260,6 +262,7 @@ def _enough(*_: object) -> None:
     raise SearchedEnoughError
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("done")
 def test_quality_may_be_measured_against_a_converged_run(small_job: Any, model: Path, tmp_path: Path) -> None:
     optimized = small_job.job(model, tmp_path / "out", resume=False, reference="converged", trials=8)
