@@ -266,6 +266,8 @@ def _search(bench: Bench, study: Study) -> None:
         f"{len(study)} schedules measured on {bench.fidelity} prompts: {study.spent.denoiser_evals} denoiser "
         f"evaluations, {study.spent.seconds:.0f} s; {progress_note(bench, study.frontier())}"
     )
+    for quality in getattr(searcher, "predictor_quality", ()):
+        bench.display.line(f"Predictor, {quality}")
     if ended in ("finished", "stalled"):
         bench.display.line(f"The search {ended} before its limit: it has nothing new to propose.")
 
