@@ -9,11 +9,14 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from schedsearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from schedsearch.bench import Contestant
 
 bench = typer.Typer(
     name="bench",
@@ -87,20 +90,12 @@ def search(
     dtype: Dtype = "float32",
 ) -> None:
     """Run all searchers and compare hypervolume against cost."""
-    from schedsearch.bench import CONTESTANTS, ContestSettings, run_contest
+    from schedsearch.bench import CONTESTANTS
 
-    settings = ContestSettings(
-        model=model,
-        out=out,
-        entries=_names(only, CONTESTANTS),
-        seeds=tuple(range(seeds)),
-        prompts=prompts,
-        evals=evals,
-        jobs=jobs,
-        device=device,
-        dtype=dtype,
-    )
-    run_contest(settings, CONTESTANTS, rival="auto", name="search")
+    _contest(
+        CONTESTANTS, only, seeds, rival="auto", name="search",
+        model=model, out=out, prompts=prompts, evals=evals, jobs=jobs, device=device, dtype=dtype,
+    )  # fmt: skip
 
 
 @bench.command()
@@ -117,20 +112,12 @@ def ablation(
     dtype: Dtype = "float32",
 ) -> None:
     """Confine the default search to one axis at a time and compare the frontiers."""
-    from schedsearch.bench import ABLATION, ContestSettings, run_contest
+    from schedsearch.bench import ABLATION
 
-    settings = ContestSettings(
-        model=model,
-        out=out,
-        entries=_names(only, ABLATION),
-        seeds=tuple(range(seeds)),
-        prompts=prompts,
-        evals=evals,
-        jobs=jobs,
-        device=device,
-        dtype=dtype,
-    )
-    run_contest(settings, ABLATION, rival="joint", name="ablation")
+    _contest(
+        ABLATION, only, seeds, rival="joint", name="ablation",
+        model=model, out=out, prompts=prompts, evals=evals, jobs=jobs, device=device, dtype=dtype,
+    )  # fmt: skip
 
 
 @bench.command()
@@ -166,6 +153,14 @@ def speeds(
             dtype=dtype,
         )
     )
+
+
+def _contest(known: Mapping[str, Contestant], only: str, seeds: int, *, rival: str, name: str, **settings: Any) -> None:
+    """Runs the entries named in ``only`` with ``seeds`` seeds; the other settings are `ContestSettings`' own."""
+    from schedsearch.bench import ContestSettings, run_contest
+
+    chosen = ContestSettings(entries=_names(only, known), seeds=tuple(range(seeds)), **settings)
+    run_contest(chosen, known, rival=rival, name=name)
 
 
 def _names(only: str, known: Mapping[str, object]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Every number of the README's and the docs' tables comes from here, by a command 
 a schedule at other resolutions, batches and step numbers than it was searched at.
 """
 
-from schedsearch.bench._contest import ABLATION, CONTESTANTS, ContestSettings, contest
+from schedsearch.bench._contest import ABLATION, CONTESTANTS, Contestant, ContestSettings, contest
 from schedsearch.bench._curves import Curve, curves_of, summary_of
 from schedsearch.bench._elsewhere import TransferSettings, run_transfer
 from schedsearch.bench._families import FAMILIES
@@ -17,6 +17,7 @@ __all__ = [
     "CONTESTANTS",
     "FAMILIES",
     "ContestSettings",
+    "Contestant",
     "Curve",
     "SpeedRow",
     "SpeedSettings",

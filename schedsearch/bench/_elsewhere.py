@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from schedsearch.evaluate import (
     load_pipeline,
     require_drawable,
 )
-from schedsearch.optimize import HELD_OUT_SEED, Display
+from schedsearch.optimize import HELD_OUT_SEED, Display, score, timings
 from schedsearch.schedule import Measurement, Schedule, read_frontier, read_schedule, write_atomically
 from schedsearch_calibration import PromptSet, digest, prompt_set
 
@@ -147,25 +147,8 @@ def _entry(
         created_by=f"schedsearch {__version__}",
         date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
-    ratio, latency = row.speedup, row.latency
-    measured = [
-        replace(
-            stamp, metric="speedup", unit="x", better="max",
-            value=ratio.median, low=ratio.low, high=ratio.high, n=ratio.n,
-        ),
-        replace(
-            stamp, metric="latency_ms", unit="ms",
-            value=latency.median_ms, low=latency.quantile(0.1), high=latency.quantile(0.9), n=len(latency.ms),
-        ),
-    ]  # fmt: skip
-    for name, values in row.samples:
-        ordered, tenth = sorted(values), len(values) // 10
-        measured.append(
-            replace(
-                stamp, metric=name, unit=METRICS[name].unit, better=METRICS[name].better,
-                value=row.mean(name), low=ordered[tenth], high=ordered[-1 - tenth], n=len(values),
-            )
-        )  # fmt: skip
+    measured = timings(stamp, row.speedup, row.latency)
+    measured += [score(stamp, METRICS[name], values) for name, values in row.samples]
     return {
         **asdict(condition),
         "searched": is_home,

@@ -3,6 +3,7 @@
 from schedsearch.optimize._bench import Bench, OptimizeSettings, denoiser_budgets, wanted_costs
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import HELD_OUT_SEED
+from schedsearch.optimize._numbers import score, timings
 from schedsearch.optimize._results import Result
 from schedsearch.optimize._run import Optimized, load_bench, measure_parts, optimize
 
@@ -17,5 +18,7 @@ __all__ = [
     "load_bench",
     "measure_parts",
     "optimize",
+    "score",
+    "timings",
     "wanted_costs",
 ]

@@ -14,6 +14,7 @@ from typing import Any
 from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import REFINEMENT, HeldOutRow, device_name, evaluate_held_out, find_metric
 from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
+from schedsearch.optimize._numbers import score, timings
 from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
 from schedsearch.schedule import Measurement, Provenance, Schedule, solver_table, with_solver_table
 from schedsearch.study import Candidate, Evaluation, Frontier, Study
@@ -197,28 +198,15 @@ def _row(bench: Bench, row: HeldOutRow) -> dict[str, Any]:
         dtype=bench.settings.dtype,
         created_by=CREATED_BY,
     )  # fmt: skip
-    ratio, latency, macs = row.speedup, row.latency, row.macs_fraction
+    macs = row.macs_fraction
     numbers = [
-        replace(
-            stamp, metric="speedup", unit="x", better="max",
-            value=ratio.median, low=ratio.low, high=ratio.high, n=ratio.n,
-        ),
-        replace(
-            stamp, metric="latency_ms", unit="ms",
-            value=latency.median_ms, low=latency.quantile(0.1), high=latency.quantile(0.9), n=len(latency.ms),
-        ),
+        *timings(stamp, row.speedup, row.latency),
         replace(stamp, metric="macs_fraction", unit="1", value=macs, low=macs, high=macs),
-    ]  # fmt: skip
+    ]
     for name in QUALITY:
-        values, plain_name = sorted(row.values(name)), name.removeprefix("converged_")
+        plain_name = name.removeprefix("converged_")
         metric = find_metric(plain_name, "default" if plain_name == name else "converged")
-        tenth = len(values) // 10
-        numbers.append(
-            replace(
-                stamp, metric=name, unit=metric.unit, better=metric.better,
-                value=row.mean(name), low=values[tenth], high=values[-1 - tenth], n=len(values),
-            )
-        )  # fmt: skip
+        numbers.append(score(stamp, metric, row.values(name)))
     return {
         "name": row.name,
         "kind": row.kind,

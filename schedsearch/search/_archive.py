@@ -173,7 +173,8 @@ class Archive:
         """
         everything = self._scaled(self.known()[1])
         front = _front(everything)
-        gains = np.array([_added(front, point) for point in scaled])
+        volume = _volume(front)
+        gains = np.array([_volume_with(front, volume, point) - volume for point in scaled])
         for wanted in self._focus if scaled.shape[1] > 1 else ():
             cost = self._scaled_cost(wanted)
             best = everything[everything[:, 0] <= cost, 1:].sum(axis=1).min(initial=float(scaled.shape[1] - 1))
@@ -255,7 +256,8 @@ def _volume(front: Floats) -> float:
     return float(moocore.hypervolume(inside, ref=corner)) if len(inside) else 0.0
 
 
-def _added(front: Floats, point: Floats) -> float:
+def _volume_with(front: Floats, volume: float, point: Floats) -> float:
+    """Volume of ``front``, which has ``volume``, and one more point."""
     if (point >= 1.0).any() or (front <= point).all(axis=1).any():
-        return 0.0
-    return _volume(np.vstack([front, point])) - _volume(front)
+        return volume
+    return _volume(np.vstack([front, point]))

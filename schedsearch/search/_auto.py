@@ -175,8 +175,7 @@ class Auto:
     def _pool(self, rng: np.random.Generator, size: int) -> dict[Schedule, tuple[str, ...]]:
         """Children of one kind, so that those who keep a cost compete among themselves, with their parents."""
         pool: dict[Schedule, tuple[str, ...]] = {}
-        is_opening = len(self._volumes) <= self._config.opening
-        breed = self._trimmed if is_opening or rng.random() < self._config.trimmed else self._bred
+        breed = self._trimmed if self._is_opening or rng.random() < self._config.trimmed else self._bred
         for attempt in range(20 * size):
             made = breed(rng) or self._bred(rng)
             if made[0].id not in self._asked:
@@ -187,9 +186,13 @@ class Auto:
                 breed = self._bred
         return pool
 
+    @property
+    def _is_opening(self) -> bool:
+        """Whether the first population was measured only just now."""
+        return len(self._volumes) <= self._config.opening
+
     def _trimmed(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]] | None:
-        is_opening = len(self._volumes) <= self._config.opening
-        found = self._archive.costlier(rng, focused=is_opening or rng.random() < self._config.focus_share)
+        found = self._archive.costlier(rng, focused=self._is_opening or rng.random() < self._config.focus_share)
         if found is None:
             return None
         parent, share = found

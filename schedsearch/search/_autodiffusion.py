@@ -32,12 +32,10 @@ import numpy as np
 
 from schedsearch.errors import UsageError
 from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, SKIP, Schedule, Solver
+from schedsearch.search._objectives import quality_place
 from schedsearch.search._turn import Turn
 from schedsearch.space import SearchSpace
 from schedsearch.study import Candidate, Evaluation, Objective, Probe
-
-COST_UNITS = frozenset({"ms", "s", "MAC", "calls"})
-"""Units of objectives that say what a schedule costs; the first objective of another unit is the quality."""
 
 TIMESTEPS = 1000
 """Places on the grid where noise levels are free, as published."""
@@ -168,20 +166,6 @@ class AutoDiffusion:
             return tuple(dict.fromkeys(self._config.steps))
         wanted = [lengths[-1] / speedup for speedup in (4, 3, 6, 2, 8)]
         return tuple(dict.fromkeys(min(lengths, key=lambda k: (abs(k - steps), k)) for steps in wanted))
-
-
-def quality_place(objectives: Sequence[Objective], name: str) -> int:
-    """Position of the objective called ``name``, or of the first that is not a cost.
-
-    Raises:
-        UsageError: if there is no objective of that name.
-    """
-    names = [objective.name for objective in objectives]
-    if name and name not in names:
-        raise UsageError(f"objective: found {name!r}, expected one of {', '.join(names)}.")
-    if name:
-        return names.index(name)
-    return next((i for i, objective in enumerate(objectives) if objective.unit not in COST_UNITS), 0)
 
 
 class _Plans:

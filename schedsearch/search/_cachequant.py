@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from schedsearch.errors import UsageError
 from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, Schedule
+from schedsearch.search._objectives import quality_place
 from schedsearch.search._paths import Path, fisher, group_costs, minimax, partition, spearman, within
 from schedsearch.search._turn import Turn
 from schedsearch.space import SearchSpace
@@ -34,8 +35,6 @@ Array = npt.NDArray[np.float64]
 
 COSTS = ("", "l1", "final")
 RULES = ("sum", "minimax")
-COST_UNITS = frozenset({"ms", "s", "x", "MAC", "calls", "MiB"})
-"""Units of objectives that say what a run costs; the error is that of another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +234,5 @@ class CacheQuant:
 
 def _error_of(objectives: Sequence[Objective], name: str) -> tuple[Objective, int]:
     """The objective that is the error, and its place."""
-    names = [objective.name for objective in objectives]
-    if name and name not in names:
-        raise UsageError(f"objective: found {name!r}, expected one of {', '.join(names)}.")
-    if name:
-        return objectives[names.index(name)], names.index(name)
-    place = next((i for i, objective in enumerate(objectives) if objective.unit not in COST_UNITS), 0)
+    place = quality_place(objectives, name)
     return objectives[place], place

@@ -27,7 +27,7 @@ from math import inf, isfinite, log
 import numpy as np
 
 from schedsearch.schedule import Schedule
-from schedsearch.search._autodiffusion import quality_place
+from schedsearch.search._objectives import quality_place
 from schedsearch.search._s3_genes import Breeding, S3Config, n_calls
 from schedsearch.search._surrogate import KernelRanker, LstmConfig, LstmRanker, Quality, Ranker, quality
 from schedsearch.search._turn import Turn

@@ -18,7 +18,6 @@ from schedsearch.schedule import COMPUTE, OPS, SKIP
 
 Codes = npt.NDArray[np.int8]
 
-COMPUTE_CODE = 0
 PRUNED_CODE = -1
 """Fills the rows of a block that is removed for the whole run."""
 

@@ -84,7 +84,6 @@ class Lattice:
         self._first, self._last = grid[0], grid[-1]
         self._divisions = divisions
         self._scale = divisions / (self._first - self._last)
-        self._n_inner = len(grid) - 2
         marks = sorted(grid[1:-1])
         extra = [level for level in known if self._last < level < self._first and _nearest(marks, level, NEAR) is None]
         self._marks = sorted({*marks, *extra})  # rising, for bisection
