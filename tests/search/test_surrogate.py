@@ -206,12 +206,14 @@ class TestKernelRanker:
         known, scores = schedules[:500], rng.normal(size=500)
         ranker, times = KernelRanker(), []
         ranker.fit(known, scores)
-        for _ in range(3):
+        for _ in range(20):  # the least of several says what the code needs; a burst of other work passes
             started = time.process_time()
             ranker.fit(known, scores)
             middle = time.process_time()
             ranker.predict(schedules[500:])
             times.append((middle - started, time.process_time() - middle))
+            if max(times[-1]) < 0.1:
+                break
         refit, predict = np.min(times, axis=0)
         # less than 20 ms each on an idle core; busy machines take their time
         assert max(refit, predict) < 0.1, (refit, predict)
