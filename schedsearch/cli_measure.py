@@ -32,6 +32,9 @@ Only = Annotated[str, typer.Option(metavar="NAMES", help="Entries, separated by 
 Seeds = Annotated[int, typer.Option(metavar="N", help="Seeds 0 to N - 1.", min=1)]
 Prompts = Annotated[int, typer.Option(metavar="N", help="Calibration prompts to measure on.", min=1)]
 Evals = Annotated[int, typer.Option(metavar="N", help="Denoiser evaluations each run may spend.", min=1)]
+Into = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Put the table between the markers of this Markdown file.")
+]
 Jobs = Annotated[int, typer.Option(metavar="N", help="Processes.", min=1)]
 Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[str, typer.Option(metavar="T", help="float32, bfloat16 or float16.")]
@@ -86,6 +89,7 @@ def search(
     prompts: Prompts = 4,
     evals: Evals = 6720,
     jobs: Jobs = 1,
+    into: Into = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -93,7 +97,7 @@ def search(
     from schedsearch.bench import CONTESTANTS
 
     _contest(
-        CONTESTANTS, only, seeds, rival="auto", name="search",
+        CONTESTANTS, only, seeds, rival="auto", name="search", into=into,
         model=model, out=out, prompts=prompts, evals=evals, jobs=jobs, device=device, dtype=dtype,
     )  # fmt: skip
 
@@ -108,6 +112,7 @@ def ablation(
     prompts: Prompts = 4,
     evals: Evals = 6720,
     jobs: Jobs = 1,
+    into: Into = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -115,7 +120,7 @@ def ablation(
     from schedsearch.bench import ABLATION
 
     _contest(
-        ABLATION, only, seeds, rival="joint", name="ablation",
+        ABLATION, only, seeds, rival="joint", name="ablation", into=into,
         model=model, out=out, prompts=prompts, evals=evals, jobs=jobs, device=device, dtype=dtype,
     )  # fmt: skip
 
@@ -131,9 +136,7 @@ def speeds(
     out: Out = Path("runs/bench-speeds"),
     only: Only = "",
     prompts: Prompts = 8,
-    readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Put the table between the `speeds` markers of this file.")
-    ] = None,
+    into: Into = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -148,19 +151,28 @@ def speeds(
             out=out,
             families=_names(only, FAMILIES),
             prompts=prompts,
-            readme=readme,
+            into=into,
             device=device,
             dtype=dtype,
         )
     )
 
 
-def _contest(known: Mapping[str, Contestant], only: str, seeds: int, *, rival: str, name: str, **settings: Any) -> None:
+def _contest(
+    known: Mapping[str, Contestant],
+    only: str,
+    seeds: int,
+    *,
+    rival: str,
+    name: str,
+    into: Path | None,
+    **settings: Any,
+) -> None:
     """Runs the entries named in ``only`` with ``seeds`` seeds; the other settings are `ContestSettings`' own."""
     from schedsearch.bench import ContestSettings, run_contest
 
     chosen = ContestSettings(entries=_names(only, known), seeds=tuple(range(seeds)), **settings)
-    run_contest(chosen, known, rival=rival, name=name)
+    run_contest(chosen, known, rival=rival, name=name, into=into)
 
 
 def _names(only: str, known: Mapping[str, object]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from schedsearch.optimize import (
     Bench,
     Display,
     OptimizeSettings,
+    booked,
     denoiser_budgets,
     load_bench,
     measure_parts,
@@ -27,9 +28,12 @@ from schedsearch.optimize import (
 from schedsearch.schedule import Solver
 from schedsearch.search import Stop, make_searcher, run
 from schedsearch.space import SearchSpace
-from schedsearch.study import Objective, Study
+from schedsearch.study import Objective, Spent, Study
 
 EULER = (Solver(),)
+
+PARTS = "parts.db"
+"""Study of what is measured once for all entries."""
 
 NOTE = "contest"
 """Name of the note that a finished run leaves in its study."""
@@ -48,6 +52,7 @@ class Contestant:
         space: the part of the model's space that it searches.
         options: of the searcher's ``Config``, other than the published ones.
         to_the_end: whether it runs until it is finished, whatever it costs.
+        is_probed: whether it is given the recorded plain runs of the probe, and charged for them.
     """
 
     what: str
@@ -55,6 +60,7 @@ class Contestant:
     space: Narrow = field(default=lambda space: space)
     options: Options = field(default=lambda _: {})
     to_the_end: bool = False
+    is_probed: bool = False
 
 
 def _components(space: SearchSpace) -> SearchSpace:
@@ -71,7 +77,8 @@ def _steps_and_blocks(space: SearchSpace) -> SearchSpace:
 
 
 def _steps_and_solvers(space: SearchSpace) -> SearchSpace:
-    return space.restrict(levels=(), max_pruned=0)
+    known = [solver for solver in space.solvers if solver.family != "table"]  # fitted steps are not its idea
+    return space.restrict(levels=(), solvers=known, max_pruned=0)
 
 
 def _steps(space: SearchSpace) -> SearchSpace:
@@ -96,7 +103,7 @@ def _auto(bench: Bench) -> Mapping[str, object]:
 
 
 CONTESTANTS: dict[str, Contestant] = {
-    "auto": Contestant(what="everything", options=_auto),
+    "auto": Contestant(what="everything", options=_auto, is_probed=True),
     "ecad": Contestant(
         what="component reuse on the default steps (its own)",
         space=_components,
@@ -105,28 +112,27 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "s3": Contestant(what="steps, noise levels and solvers (its own)", space=_steps_and_solvers),
     "autodiffusion": Contestant(what="noise levels and skipped blocks (its own)", space=_steps_and_blocks),
-    "bayes": Contestant(what="everything"),
+    "bayes": Contestant(what="everything", is_probed=True),
     "anneal": Contestant(
         what="model reuse and forecasts on the default steps (its own)",
         space=_model_row,
         options=lambda bench: {"budgets": denoiser_budgets(bench), "pinned": 1, "objective": bench.quality.name,
                                "restarts": 1000, "iterations": 40, "hill_climb_rounds": 1},
     ),
-    "cachequant": Contestant(what="model reuse on the default steps (its own)", space=_model_row),
+    "cachequant": Contestant(what="model reuse on the default steps (its own)", space=_model_row, is_probed=True),
     "random": Contestant(what="everything"),
 }  # fmt: skip
 """The searchers against each other."""
 
 ABLATION: dict[str, Contestant] = {
-    "joint": Contestant(search="auto", options=_auto, what="everything"),
-    "steps": Contestant(search="auto", options=_auto, what="number and place of steps, Euler", space=_steps),
-    "solver": Contestant(search="auto", options=_auto, what="solver per step on uniform grids", space=_solvers),
-    "cache": Contestant(
-        search="auto", options=_auto, what="reuse, forecasts and skips on the default steps, Euler", space=_caches
-    ),
-    "pruning": Contestant(
-        search="auto", options=_auto, what="removed and skipped blocks on the default steps, Euler", space=_pruning
-    ),
+    name: Contestant(search="auto", options=_auto, what=what, space=space, is_probed=True)
+    for name, what, space in (
+        ("joint", "everything", lambda space: space),
+        ("steps", "number and place of steps, Euler", _steps),
+        ("solver", "number of steps and solver of each, default spacing", _solvers),
+        ("cache", "reuse, forecasts and skips on the default steps, Euler", _caches),
+        ("pruning", "removed and skipped blocks on the default steps, Euler", _pruning),
+    )
 }
 """The default search on one axis at a time."""
 
@@ -186,13 +192,18 @@ def open_bench(model: str, out: Path, *, device: str, dtype: str, display: Displ
     bench = load_bench(OptimizeSettings(model=model, budget="4x", device=device, dtype=dtype), display)
     objectives = (Objective(name="latency_ms", unit="ms", better="min"),)
     header: dict[str, Any] = {"model": asdict(bench.plain.model), "weights": bench.weights, "dtype": dtype}
-    with Study.open(out / "parts.db", "parts", objectives=objectives, settings=header, resume=True) as parts:
+    with Study.open(out / PARTS, "parts", objectives=objectives, settings=header, resume=True) as parts:
         measure_parts(bench, parts)
     return bench
 
 
-def contest(settings: ContestSettings, display: Display | None = None) -> None:
-    """Runs everything that is not in the folder yet."""
+def contest(settings: ContestSettings, display: Display | None = None) -> Mapping[str, Spent]:
+    """Runs everything that is not in the folder yet.
+
+    Returns:
+        What each entry was given that was measured once for all, so that it can be charged for it. The reference runs
+        that quality is measured against are the same for all and charged to nobody.
+    """
     display = display or Display()
     settings.out.mkdir(parents=True, exist_ok=True)
     bench = _opened(settings, display)  # measures cost and probe before processes share them
@@ -200,11 +211,14 @@ def contest(settings: ContestSettings, display: Display | None = None) -> None:
     if settings.jobs == 1:
         for name, seed in runs:
             _run_one(settings, bench, name, seed)
-        return
-    from joblib import Parallel, delayed
+    else:
+        from joblib import Parallel, delayed
 
-    runs.sort(key=lambda run: not _entry(run[0]).to_the_end)  # the longest first, so that none is left for the end
-    Parallel(n_jobs=settings.jobs)(delayed(_run_apart)(settings, name, seed) for name, seed in runs)
+        runs.sort(key=lambda run: not _entry(run[0]).to_the_end)  # the longest first, so that none is left for the end
+        Parallel(n_jobs=settings.jobs)(delayed(_run_apart)(settings, name, seed) for name, seed in runs)
+    with Study.load(settings.out / PARTS) as parts:
+        probe = booked(parts, "probe")
+    return {name: probe for name in settings.entries if _entry(name).is_probed}
 
 
 def _opened(settings: ContestSettings, display: Display) -> Bench:
@@ -252,7 +266,7 @@ def _run_one(settings: ContestSettings, bench: Bench, name: str, seed: int) -> N
                 contestant.space(bench.space),
                 seed=seed,
                 objectives=evaluator.objectives,
-                probe=bench.probe,
+                probe=bench.probe if contestant.is_probed else None,
                 **contestant.options(bench),
             )
             stop = Stop() if contestant.to_the_end else Stop(evals=settings.evals)

@@ -11,6 +11,7 @@ import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from schedsearch.bench._contest import NOTE
 from schedsearch.errors import UsageError
 from schedsearch.schedule import write_atomically
-from schedsearch.study import Evaluation, Frontier, Study
+from schedsearch.study import Evaluation, Frontier, Spent, Study
 
 HEADER = ("searcher", "seed", "evals", "seconds", "volume")
 
@@ -54,8 +55,12 @@ class Curve:
         return next((float(e) for e, v in zip(self.evals, self.volume, strict=True) if v >= volume), float("inf"))
 
 
-def curves_of(files: Iterable[Path]) -> tuple[Curve, ...]:
+def curves_of(files: Iterable[Path], outset: Mapping[str, Spent] | None = None) -> tuple[Curve, ...]:
     """The curves of finished runs, one study per file.
+
+    Args:
+        files: named ``SEARCHER-SEED.db``.
+        outset: what a searcher, by its name, had spent before its first candidate.
 
     Raises:
         UsageError: if there is no finished run among them.
@@ -73,16 +78,20 @@ def curves_of(files: Iterable[Path]) -> tuple[Curve, ...]:
     for _, _, front, _ in runs[1:]:
         union = union.merge(front)
     best = union.hypervolume(corner) or 1.0  # nobody found anything
-    return tuple(_curve(stem, records, front, corner, best) for stem, records, front, _ in runs)
+    found = []
+    for stem, records, front, _ in runs:
+        before = (outset or {}).get(stem.rsplit("-", 1)[0], Spent())
+        found.append(_curve(stem, records, front, corner=corner, best=best, outset=before))
+    return tuple(found)
 
 
 def _curve(
-    stem: str, records: Sequence[Evaluation], front: Frontier, corner: Sequence[float], best: float
-) -> Curve:  # fmt: skip
+    stem: str, records: Sequence[Evaluation], front: Frontier, *, corner: Sequence[float], best: float, outset: Spent
+) -> Curve:
     searcher, seed = stem.rsplit("-", 1)
     so_far = Frontier(objectives=front.objectives)
     evals, seconds, volume = [], [], []
-    spent, clock, reached = 0, 0.0, 0.0
+    spent, clock, reached = outset.denoiser_evals, outset.seconds, 0.0
     for record in records:
         spent, clock = spent + record.denoiser_evals, clock + record.seconds
         if record.status == "ok" and record.candidate.share == 1.0:
@@ -117,6 +126,8 @@ class Standing:
         seconds: time spent.
         rival_evals: denoiser evaluations the rival needed to reach ``volume`` (infinite: it did not).
         behind: share of this searcher's front points that the rival's front of the same seed dominates or equals.
+        ahead: share of the rival's front points that this searcher's front of the same seed dominates; of the seeds the
+            one that is worst for the rival.
     """
 
     searcher: str
@@ -128,6 +139,7 @@ class Standing:
     seconds: float
     rival_evals: float
     behind: float
+    ahead: float
 
 
 def summary_of(curves: Sequence[Curve], *, rival: str = "auto") -> tuple[Standing, ...]:
@@ -144,7 +156,9 @@ def _standing(name: str, runs: Sequence[Curve], rivals: Sequence[Curve]) -> Stan
     finals = [run.volume[-1] for run in runs]
     middle = statistics.median(finals)
     fronts = {run.seed: run.front for run in rivals}
-    behind = [covered(run.front, fronts[run.seed]) for run in runs if run.seed in fronts]
+    pairs = [(run.front, fronts[run.seed]) for run in runs if run.seed in fronts]
+    behind = [covered(mine, theirs) for mine, theirs in pairs]
+    ahead = [covered(theirs, mine, strictly=True) for mine, theirs in pairs]
     return Standing(
         searcher=name,
         seeds=len(runs),
@@ -155,16 +169,21 @@ def _standing(name: str, runs: Sequence[Curve], rivals: Sequence[Curve]) -> Stan
         seconds=statistics.median(run.seconds[-1] for run in runs),
         rival_evals=statistics.median(run.evals_to(middle) for run in rivals) if rivals else float("inf"),
         behind=statistics.median(behind) if behind else float("nan"),
+        ahead=max(ahead, default=float("nan")),
     )
 
 
-def covered(front: Frontier, by: Frontier) -> float:
-    """Share of the points of ``front`` that some point of ``by`` equals or dominates (Zitzler 1999, coverage C)."""
+def covered(front: Frontier, by: Frontier, *, strictly: bool = False) -> float:
+    """Share of the points of ``front`` that some point of ``by`` dominates, or equals unless ``strictly``.
+
+    Zitzler 1999, coverage C.
+    """
     if not len(front):
         return 1.0
     signs = np.array([1.0 if o.better == "min" else -1.0 for o in front.objectives])
     mine, theirs = signs * front.values(), signs * by.values()
-    return float(np.mean([bool((theirs <= point).all(axis=1).any()) for point in mine]))
+    reached = [(theirs <= point).all(axis=1) & (((theirs < point).any(axis=1)) | (not strictly)) for point in mine]
+    return float(np.mean([bool(some.any()) for some in reached]))
 
 
 def write_curves(path: Path, curves: Sequence[Curve]) -> None:
@@ -178,9 +197,10 @@ def write_curves(path: Path, curves: Sequence[Curve]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-COLUMNS = ("searcher", "searches", "seeds", "volume", "low", "high", "evals", "seconds", "auto needs", "behind auto")
+COLUMNS = ("searcher", "searches", "seeds", "volume", "low", "high", "evals", "seconds", "auto needs", "behind auto",
+           "ahead of auto")  # fmt: skip
 
-SHOWN = ("searcher", "seeds", "volume", "evals", "auto needs", "behind auto")
+SHOWN = ("searcher", "seeds", "volume", "evals", "auto needs", "behind auto", "ahead of auto")
 """Columns that fit a terminal; the file has all."""
 
 
@@ -197,7 +217,7 @@ def rows_of(standings: Sequence[Standing], what: Mapping[str, str]) -> list[list
             f"{s.evals:.0f}",
             f"{s.seconds:.0f}",
             "never" if s.rival_evals == float("inf") else f"{s.rival_evals:.0f}",
-            "" if s.behind != s.behind else f"{100 * s.behind:.0f} %",
+            *("" if isnan(share) else f"{100 * share:.0f} %" for share in (s.behind, s.ahead)),
         ]
         for s in standings
     ]

@@ -6,10 +6,11 @@ Knows nothing of how candidates are proposed or measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from schedsearch.bench._contest import Contestant, ContestSettings, contest
 from schedsearch.bench._curves import COLUMNS, SHOWN, curves_of, rows_of, summary_of, write_curves
-from schedsearch.bench._tables import write_rows
+from schedsearch.bench._tables import markdown, write_rows
 from schedsearch.optimize import Display
 
 
@@ -19,6 +20,7 @@ def run_contest(
     *,
     rival: str,
     name: str,
+    into: Path | None = None,
     display: Display | None = None,
 ) -> None:
     """Runs what is missing in ``settings.out`` and writes ``NAME.csv`` (curves), ``NAME-table.csv`` and ``NAME.png``.
@@ -27,14 +29,17 @@ def run_contest(
         settings: what to run.
         entries: who may take part, for the words in the table.
         rival: whom the others are compared with.
-        name: of the files.
+        name: of the files, and of the markers in ``into``.
+        into: Markdown file that gets the table.
         display: where progress goes; the terminal by default.
     """
     from schedsearch_reports.contest import draw
+    from schedsearch_reports.figures import put_table
 
     display = display or Display()
-    contest(settings, display)
-    curves = curves_of(settings.study(entry, seed) for entry in settings.entries for seed in settings.seeds)
+    outset = contest(settings, display)
+    files = [settings.study(entry, seed) for entry in settings.entries for seed in settings.seeds]
+    curves = curves_of(files, outset)
     table = rows_of(summary_of(curves, rival=rival), {entry: who.what for entry, who in entries.items()})
     header = [column.replace("auto", rival) for column in COLUMNS]
     write_curves(settings.out / f"{name}.csv", curves)
@@ -52,3 +57,6 @@ def run_contest(
     )
     for suffix in (".csv", "-table.csv", ".png"):
         display.line(f"Wrote {settings.out / f'{name}{suffix}'}")
+    if into is not None:
+        put_table(into, markdown(header, table), name=name)
+        display.line(f"Wrote the table into {into}")

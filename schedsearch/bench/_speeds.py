@@ -42,7 +42,7 @@ class SpeedSettings:
         studies: folder of `bench search`; without one the searchers have no rows.
         families: names in `FAMILIES`.
         prompts: calibration prompts settings are swept on.
-        readme: file whose ``speeds`` markers get the table.
+        into: Markdown file whose ``speeds`` markers get the table.
         device: as in `OptimizeSettings`.
         dtype: as in `OptimizeSettings`.
     """
@@ -53,7 +53,7 @@ class SpeedSettings:
     studies: Path | None = None
     families: tuple[str, ...] = tuple(FAMILIES)
     prompts: int = 8
-    readme: Path | None = None
+    into: Path | None = None
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -271,6 +271,6 @@ def _write(bench: Bench, settings: SpeedSettings, rows: Sequence[SpeedRow]) -> N
     bench.display.line(note_of(found))
     for name in ("speeds.csv", "speeds-table.csv", "speeds-table.md", "speeds.png"):
         bench.display.line(f"Wrote {out / name}")
-    if settings.readme is not None:
-        put_table(settings.readme, text, name="speeds")
-        bench.display.line(f"Wrote the table into {settings.readme}")
+    if settings.into is not None:
+        put_table(settings.into, text, name="speeds")
+        bench.display.line(f"Wrote the table into {settings.into}")

@@ -1,6 +1,6 @@
 """The whole job, from a model's name and a budget to schedule files."""
 
-from schedsearch.optimize._bench import Bench, OptimizeSettings, denoiser_budgets, wanted_costs
+from schedsearch.optimize._bench import Bench, OptimizeSettings, booked, denoiser_budgets, wanted_costs
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import HELD_OUT_SEED
 from schedsearch.optimize._numbers import score, timings
@@ -14,6 +14,7 @@ __all__ = [
     "OptimizeSettings",
     "Optimized",
     "Result",
+    "booked",
     "denoiser_budgets",
     "load_bench",
     "measure_parts",

@@ -54,6 +54,10 @@ LADDER = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 MARGIN = 0.03
 """Head start over a time budget that predictions must have, so that measurements keep it."""
 
+HAIR = 0.01
+"""Head start at which the search looks for the best within a time budget: about as well as costs can be predicted. The
+finals measure what lies around it, so the clock decides what keeps the budget."""
+
 Reference = Literal["default", "converged"]
 """What quality is measured against: the plain full run, or a solution with many more steps from the same noise."""
 
@@ -136,10 +140,14 @@ class Bench:
     @property
     def target(self) -> float:
         """The budget as such a ratio, with a margin where it is a matter of measured time."""
+        return self.ahead(MARGIN)
+
+    def ahead(self, margin: float) -> float:
+        """The budget as such a ratio, times ``1 + margin`` where it is a matter of measured time."""
         if self.budget.kind == "macs_fraction":
             return (1.0 - 1e-9) / self.budget.value  # a mask that hits the fraction exactly is within it
         wanted = self.budget.value if self.budget.kind == "speedup" else self.cost.full_ms / self.budget.value
-        return wanted * (1.0 + MARGIN)
+        return wanted * (1.0 + margin)
 
     @property
     def batch(self) -> int:
@@ -197,7 +205,7 @@ class Bench:
 def wanted_costs(bench: Bench) -> list[float]:
     """Returns the costs at which the best is wanted: the budget's, then those of the ladder's speed-ups."""
     cost = bench.reference_point[0]
-    return [cost / bench.target, *(cost / (rung * (1.0 + MARGIN)) for rung in LADDER)]
+    return [cost / bench.ahead(HAIR), *(cost / (rung * (1.0 + MARGIN)) for rung in LADDER)]
 
 
 def book(study: Study, stage: str, started: float, denoiser_evals: int = 0) -> None:
@@ -214,12 +222,18 @@ def book(study: Study, stage: str, started: float, denoiser_evals: int = 0) -> N
         study.notes.set(name, {"seconds": time.monotonic() - started, "denoiser_evals": denoiser_evals})
 
 
+def booked(study: Study, stage: str) -> Spent:
+    """Returns what `book` noted of a stage."""
+    note: Any = study.notes[f"spent {stage}"]
+    return Spent(seconds=float(note["seconds"]), denoiser_evals=int(note["denoiser_evals"]))
+
+
 def spent(study: Study) -> Spent:
     """Returns what the search and all booked stages cost together; the probes of the cost model count in seconds."""
-    notes: list[Any] = [study.notes[name] for name in study.notes if name.startswith("spent ")]
+    stages = [booked(study, name.removeprefix("spent ")) for name in study.notes if name.startswith("spent ")]
     return Spent(
-        seconds=study.spent.seconds + sum(float(note["seconds"]) for note in notes),
-        denoiser_evals=study.spent.denoiser_evals + sum(int(note["denoiser_evals"]) for note in notes),
+        seconds=study.spent.seconds + sum(stage.seconds for stage in stages),
+        denoiser_evals=study.spent.denoiser_evals + sum(stage.denoiser_evals for stage in stages),
     )
 
 

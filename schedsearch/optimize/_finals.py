@@ -25,27 +25,22 @@ FRESH = 24
 FIT = 32
 """Calibration prompts, other than those, on which the fitted steps of the finalists get their scalars."""
 
-AT_BUDGET = 3
-"""Schedules near the budget that are measured on held-out prompts, the most costly first."""
-
-NEAR = 1.25
-"""How far beyond the budget, as a ratio, still counts as near."""
+AROUND = (-0.01, 0.0, 0.01, 0.02, MARGIN, 0.06, 0.12)
+"""Head starts over the budget whose best is measured on held-out prompts: predictions miss by as much."""
 
 HELD_OUT_SEED = 1_000_003
 """Seed of the held-out noise; no search uses it."""
 
 
 def finalists(bench: Bench, frontier: Frontier) -> list[Evaluation]:
-    """Returns the schedules worth measuring, slowest first: the best few near the budget, and the best of every rung of
-    the ladder, each with the margin that a prediction needs.
+    """Returns the schedules worth measuring, slowest first: the best around the budget, and the best of every rung of
+    the ladder with the margin that a prediction needs.
     """
     cost, _ = bench.reference_point
-    ratios = {id(e): cost / e.values[0] for e in frontier}
-    near = [e for e in frontier if bench.target <= ratios[id(e)] <= NEAR * bench.target]
-    near.sort(key=lambda e: -e.values[0])
-    rungs = [frontier.best_within(bench.cost_name, cost / (rung * (1.0 + MARGIN))) for rung in LADDER]
-    fastest = max((e for e in frontier if ratios[id(e)] > 1.0), key=lambda e: ratios[id(e)], default=None)
-    kept = {id(e): e for e in (*near[:AT_BUDGET], *rungs, fastest) if e is not None}
+    bounds = [*(bench.ahead(margin) for margin in AROUND), *(rung * (1.0 + MARGIN) for rung in LADDER)]
+    best = [frontier.best_within(bench.cost_name, cost / bound) for bound in bounds]
+    fastest = min((e for e in frontier if e.values[0] < cost), key=lambda e: e.values[0], default=None)
+    kept = {id(e): e for e in (*best, fastest) if e is not None}
     return sorted(kept.values(), key=lambda e: -e.values[0])
 
 

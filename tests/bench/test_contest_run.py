@@ -31,10 +31,13 @@ def settings(six_steps, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("haste")
-def test_a_contest_writes_its_tables_and_goes_on_where_it_stopped(settings, screen):
+def test_a_contest_writes_its_tables_and_goes_on_where_it_stopped(settings, screen, tmp_path):
     out = settings.out
-    run_contest(settings, CONTESTANTS, rival="random", name="search", display=screen)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- search: begin -->\n<!-- search: end -->\n")
+    run_contest(settings, CONTESTANTS, rival="random", name="search", into=page, display=screen)
 
+    assert page.read_text().startswith("<!-- search: begin -->\n| searcher | searches |")
     assert sorted(p.name for p in out.iterdir() if p.suffix != ".db") == [
         "search-table.csv",
         "search.csv",

@@ -10,7 +10,7 @@ import pytest
 
 from schedsearch.bench._curves import COLUMNS, Curve, covered, curves_of, rows_of, summary_of, write_curves
 from schedsearch.errors import UsageError
-from schedsearch.study import Candidate, Evaluation, Frontier, Objective, Study
+from schedsearch.study import Candidate, Evaluation, Frontier, Objective, Spent, Study
 
 OBJECTIVES = (Objective(name="latency_ms", unit="ms", better="min"), Objective(name="psnr", unit="dB", better="max"))
 CORNER = (100.0, 10.0)
@@ -80,6 +80,13 @@ def test_volumes_are_shares_of_the_best_frontier_of_all_runs(schedule, tmp_path)
     assert two.volume == pytest.approx((1200 / 1600, 1200 / 1600))
 
 
+def test_what_was_spent_before_the_first_candidate_is_charged(schedule, tmp_path):
+    file = run_file(tmp_path, "auto-0", [record(schedule, 0, (50.0, 30.0))])
+    (found,) = curves_of([file], {"auto": Spent(seconds=4.0, denoiser_evals=100), "ecad": Spent(denoiser_evals=7)})
+    assert found.evals == (110, 110)
+    assert found.seconds == (6.0, 6.0)
+
+
 def test_first_looks_cost_but_do_not_count(schedule, tmp_path):
     looks = [record(schedule, 0, (10.0, 90.0), share=0.25), record(schedule, 1, (50.0, 30.0))]
     (found,) = curves_of([run_file(tmp_path, "auto-0", looks)])
@@ -110,6 +117,7 @@ def test_coverage_counts_what_is_equalled_or_dominated(schedule):
     # (50, 30) is equalled, (60, 40) dominated; nothing of theirs reaches 50 or 60 dB
     assert covered(mine, theirs) == 0.5
     assert covered(theirs, mine) == 0.5
+    assert covered(mine, theirs, strictly=True) == 0.25
     assert covered(front(schedule), theirs) == 1.0
     assert covered(mine, front(schedule)) == 0.0
 
@@ -133,6 +141,9 @@ def test_a_standing_is_made_of_medians(schedule):
     # of the same seeds: dominated, not dominated, equalled
     assert ecad.behind == 1.0
     assert auto.behind == 1.0
+    # equalled is not ahead: 50 dB beats 40 dB with seed 1 only, and one seed is enough to count
+    assert ecad.ahead == 1.0
+    assert auto.ahead == 0.0
 
 
 def test_without_the_rival_nobody_is_compared(schedule):
@@ -140,9 +151,9 @@ def test_without_the_rival_nobody_is_compared(schedule):
     assert alone.rival_evals == inf
     assert isnan(alone.behind)
     assert rows_of([alone], {"ecad": "components"}) == [
-        ["ecad", "components", "1", "1.0000", "1.0000", "1.0000", "100", "100", "never", ""]
+        ["ecad", "components", "1", "1.0000", "1.0000", "1.0000", "100", "100", "never", "", ""]
     ]
-    assert len(COLUMNS) == 10
+    assert len(COLUMNS) == 11
 
 
 def test_curves_are_written_row_by_row(schedule, tmp_path):

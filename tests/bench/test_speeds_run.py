@@ -70,7 +70,7 @@ def settings(six_steps, frontier, studies, tmp_path):
         studies=studies,
         families=("euler", "fora", "bayes", "ecad"),
         prompts=2,
-        readme=readme,
+        into=readme,
     )
 
 
@@ -89,7 +89,7 @@ def test_the_comparison_is_measured_once_and_written(settings, screen, monkeypat
     assert files == ["speeds-table.csv", "speeds-table.md", "speeds.csv", "speeds.png"]
     read = list(csv.DictReader((out / "speeds.csv").read_text().splitlines()))
     assert [(r["family"], r["id"]) for r in read] == [(row.family, row.id) for row in rows]
-    text = settings.readme.read_text()
+    text = settings.into.read_text()
     assert "| **ours** |" in text
     assert "Measured on 4 held-out prompts (flux-mini-held-out sha256:" in text
     assert "old" not in text
