@@ -1,4 +1,4 @@
-"""Contracts for plug-ins and a diffusion model in closed form to test them on. Needs pytest for the contracts."""
+"""Contracts for plug-ins, a diffusion model in closed form and a random FLUX. Needs pytest for the contracts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from schedsearch.testing._gaussian import (
     toy_model_ref,
     toy_sigmas,
 )
+from schedsearch.testing._random_flux import random_flux
 
 if TYPE_CHECKING:
     from schedsearch.testing._searcher_contract import SearcherContract, searched, toy_evaluator, toy_space
@@ -32,6 +33,7 @@ __all__ = [
     "GaussianEvaluator",
     "GaussianMixture",
     "SearcherContract",
+    "random_flux",
     "searched",
     "toy_blocks",
     "toy_evaluator",

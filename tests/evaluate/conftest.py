@@ -66,46 +66,9 @@ def plan(mini, mini_card):
     return make
 
 
-def _random_flux():
-    """Two blocks of each kind with random weights, 16 tokens, and an encoder that looks at a text's length only."""
+def _with_an_encoder(pipe):
+    """Gives the pipeline an encoder that looks at a text's length only."""
     import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=[4, 4, 8],
-    ).eval()
-    vae = AutoencoderKL(
-        sample_size=32,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(4,),
-        layers_per_block=1,
-        latent_channels=1,
-        norm_num_groups=1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-    ).eval()
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer,
-    )
-    pipe.set_progress_bar_config(disable=True)
 
     def encode_prompt(prompt=None, prompt_embeds=None, pooled_prompt_embeds=None, **_):
         if prompt_embeds is None:
@@ -121,7 +84,9 @@ def _random_flux():
 @pytest.fixture(scope="session")
 def tiny():
     """A FLUX so small that a run takes milliseconds; tests leave it as they found it."""
-    return _random_flux()
+    from schedsearch.testing import random_flux
+
+    return _with_an_encoder(random_flux())
 
 
 @pytest.fixture(scope="session")

@@ -7,51 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
+from schedsearch.testing import random_flux
 from schedsearch_calibration import flux_mini_path
 
 Run = Callable[..., torch.Tensor]
-
-
-def _random_flux(layers: int, single: int) -> FluxPipeline:
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=layers,
-        num_single_layers=single,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=[4, 4, 8],
-    ).eval()
-    vae = AutoencoderKL(
-        sample_size=32,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(4,),
-        layers_per_block=1,
-        latent_channels=1,
-        norm_num_groups=1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-    ).eval()
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    pipe = FluxPipeline(
-        scheduler=scheduler,
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def _flux_mini() -> FluxPipeline:
@@ -67,12 +28,12 @@ def mini_session() -> FluxPipeline:
 
 @pytest.fixture(scope="session")
 def deep_session() -> FluxPipeline:
-    return _random_flux(19, 38)
+    return random_flux(19, 38)
 
 
 @pytest.fixture(scope="session")
 def shallow_session() -> FluxPipeline:
-    return _random_flux(2, 1)
+    return random_flux(2, 1)
 
 
 def _bare(pipe: FluxPipeline) -> FluxPipeline:
