@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from schedsearch import __version__
-from schedsearch.cli_measure import bench, evaluate
+from schedsearch.cli_measure import bench, evaluate, profile
 from schedsearch.errors import SchedSearchError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ app = typer.Typer(
 
 app.add_typer(bench)
 app.command()(evaluate)
+app.command()(profile)
 
 Model = Annotated[
     str,

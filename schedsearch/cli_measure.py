@@ -79,6 +79,77 @@ def evaluate(
     )
 
 
+def profile(
+    *,
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="A name that `schedsearch models` lists, a local folder, or a hub id."),
+    ],
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Build the model from its configuration alone: the same shapes, random weights, no download.",
+        ),
+    ] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    formats: Annotated[
+        str,
+        typer.Option(
+            metavar="WORDS",
+            help="Number formats to time linear layers in, separated by commas: WEIGHT[/ACTIVATION][@SCALES][+RANK], "
+            "such as int8,fp8_e4m3,int4/bf16,int4+32.",
+        ),
+    ] = "",
+    eager: Annotated[bool, typer.Option("--eager/--no-eager", help="Time operations as they are.")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--no-compiled", help="Time operations under torch.compile.")
+    ] = True,
+    every_execution: Annotated[
+        bool,
+        typer.Option("--every-execution", help="Time all ways to carry a format out, not only what a schedule gets."),
+    ] = False,
+    schedule: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Also run this schedule end to end against its prediction. Repeatable."),
+    ] = None,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Also run simple schedules of 2x, 4x and 8x, and one of block rows.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Timed rounds per operation.", min=1)] = 20,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Timed rounds of the schedules.", min=1)] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The latency table; what it has is kept. [default: runs/profile-...json]"),
+    ] = None,
+) -> None:
+    """Time a model's operations in each number format, and schedules against what the times predict.
+
+    Example: schedsearch profile --model flux --random-weights --device cuda --dtype bfloat16 --formats int8,fp8_e4m3
+    """
+    from schedsearch.bench import ProfileSettings, run_profile
+
+    run_profile(
+        ProfileSettings(
+            model=model,
+            random_weights=random_weights,
+            device=device,
+            dtype=dtype,
+            formats=formats,
+            eager=eager,
+            compiled=compiled,
+            every_execution=every_execution,
+            schedules=tuple(schedule or ()),
+            examples=examples,
+            repeats=repeats,
+            rounds=rounds,
+            out=out,
+            command=shlex.join(["schedsearch", *sys.argv[1:]]),
+        )
+    )
+
+
 @bench.command()
 def search(
     *,

@@ -8,6 +8,7 @@ from schedsearch.bench._contest import ABLATION, CONTESTANTS, Contestant, Contes
 from schedsearch.bench._curves import Curve, curves_of, summary_of
 from schedsearch.bench._elsewhere import TransferSettings, run_transfer
 from schedsearch.bench._families import FAMILIES
+from schedsearch.bench._profile import ProfileSettings, run_profile
 from schedsearch.bench._report import run_contest
 from schedsearch.bench._speeds import SpeedSettings, run_speeds
 from schedsearch.bench._speeds_table import SpeedRow
@@ -19,12 +20,14 @@ __all__ = [
     "ContestSettings",
     "Contestant",
     "Curve",
+    "ProfileSettings",
     "SpeedRow",
     "SpeedSettings",
     "TransferSettings",
     "contest",
     "curves_of",
     "run_contest",
+    "run_profile",
     "run_speeds",
     "run_transfer",
     "summary_of",

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
         measure_latency,
         paired_ratio,
     )
+    from schedsearch.evaluate._latency_table import LatencyTable, read_table, write_table
+    from schedsearch.evaluate._linears import Linears, linears_of, resident_bytes, weight_bytes
     from schedsearch.evaluate._macs import MacTable, count_macs, schedule_macs
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
+    from schedsearch.evaluate._prices import LinearPrices
     from schedsearch.evaluate._probing import measure_probe
     from schedsearch.evaluate._quality import (
         METRICS,
@@ -47,6 +50,9 @@ __all__ = [
     "CostModel",
     "HeldOutRow",
     "LatencySamples",
+    "LatencyTable",
+    "LinearPrices",
+    "Linears",
     "MacTable",
     "ModelCard",
     "Pictures",
@@ -69,14 +75,19 @@ __all__ = [
     "find_card",
     "find_metric",
     "initial_latents",
+    "linears_of",
     "load_pipeline",
     "measure_cost",
     "measure_latency",
     "measure_probe",
     "paired_ratio",
     "pipeline_kwargs",
+    "read_table",
     "require_drawable",
+    "resident_bytes",
     "schedule_macs",
+    "weight_bytes",
+    "write_table",
 ]
 
 _HOME = {
@@ -85,6 +96,9 @@ _HOME = {
     "CostModel": "_cost",
     "HeldOutRow": "_held_out",
     "LatencySamples": "_latency",
+    "LatencyTable": "_latency_table",
+    "LinearPrices": "_prices",
+    "Linears": "_linears",
     "METRICS": "_quality",
     "MacTable": "_macs",
     "ModelCard": "_models",
@@ -110,14 +124,19 @@ _HOME = {
     "find_card": "_models",
     "find_metric": "_quality",
     "initial_latents": "_noise",
+    "linears_of": "_linears",
     "load_pipeline": "_models",
     "measure_cost": "_calibrate",
     "measure_latency": "_latency",
     "measure_probe": "_probing",
     "paired_ratio": "_latency",
     "pipeline_kwargs": "_workload",
+    "read_table": "_latency_table",
     "require_drawable": "_transfer",
+    "resident_bytes": "_linears",
     "schedule_macs": "_macs",
+    "weight_bytes": "_linears",
+    "write_table": "_latency_table",
 }
 
 

@@ -22,13 +22,14 @@ from schedsearch.errors import (
 )
 from schedsearch.runtime._describe import describe
 from schedsearch.runtime._plan import Plan, plan
+from schedsearch.runtime._precision import low_bit_layers
 from schedsearch.runtime._resume import Snapshot, refuse_other, restore, sites_key, taken
 from schedsearch.runtime._scheduler import OnCall, ScheduleScheduler
 from schedsearch.runtime._solver import Call, History, program
 from schedsearch.runtime._state import RunState
 from schedsearch.runtime._topology import adapters_of, block_lists_of, denoiser_of, model_ref, tokens, topology_of
 from schedsearch.runtime._wrap import Patch, wrap
-from schedsearch.schedule import MODEL_ROW, SOLVER_TENSOR, Schedule, read_frontier, read_schedule, solver_table
+from schedsearch.schedule import MODEL_ROW, Schedule, read_frontier, read_schedule, solver_table
 
 _MARK = "_schedsearch_handle"
 
@@ -45,6 +46,7 @@ class Handle:
         self._pipe = pipe
         self._denoiser = denoiser_of(pipe)
         self._has_room = False
+        self._layers = low_bit_layers(self._denoiser, schedule, _device_of(pipe, self._denoiser))
         lists = block_lists_of(pipe)
         self._program_from = lru_cache(maxsize=64)(partial(_calls, schedule, solver_table(schedule)))
         second = {call.step: call.sigma for call in self.calls if call.extra}
@@ -64,7 +66,9 @@ class Handle:
             expected_tokens=tokens(pipe, height=schedule.model.height, width=schedule.model.width),
         )
         streams = {blocks.name: blocks.streams for blocks in topology_of(pipe).lists}
-        self._patches: list[Patch] = wrap(self._denoiser, first.sites, streams, self._state)
+        # Low-bit layers first: caches stand around whatever a module computes.
+        self._patches: list[Patch] = self._layers.patch(self._denoiser, self._state)
+        self._patches += wrap(self._denoiser, first.sites, streams, self._state)
         setattr(self._denoiser, _MARK, self)
         pipe.scheduler = self._scheduler
 
@@ -108,13 +112,17 @@ class Handle:
         return self._scheduler.advanced(index, history, sample, output, call)
 
     def sites_key(self, index: int) -> Hashable:
-        """Returns what tells schedules apart by what their rows did up to call ``index``.
+        """Returns what tells schedules apart by their precision and by what their rows did up to call ``index``.
 
         Two handles (made with ``unfitted=True``, on one pipeline) whose `calls` agree on step, level and combination
         before call ``index``, on its level, and whose keys agree for it, get the same output at that call from the
         same noise, and hold the same in their caches after it. So either can go on with what the other left.
         """
-        return sites_key(self.plan, index)
+        done = sites_key(self.plan, index)
+        if not self.schedule.precision:
+            return done
+        held = self.schedule.tables.sha256 if self.schedule.tables is not None else ""
+        return (*done, (self.schedule.precision, held))
 
     def snapshot(self) -> Snapshot:
         """Returns copies of what the caches hold now: inside `on_call`, after the call that it sees.
@@ -126,7 +134,7 @@ class Handle:
             raise ApplyError(
                 "snapshot: found no call yet, expected a run that began at the first step. Call it in on_call."
             )
-        return taken(self._state, self.plan, self._scheduler.last_call)
+        return taken(self._state, self.plan, self.sites_key(self._scheduler.last_call))
 
     def resume(self, call_index: int, history: History, caches: Snapshot | None) -> None:
         """Makes the next ``pipe(...)`` begin at a later call, as if it had made those before; for that one time.
@@ -144,7 +152,7 @@ class Handle:
         """
         if not 0 <= call_index < len(self.calls):
             raise UsageError(f"call_index: found {call_index}, expected 0..{len(self.calls) - 1}.")
-        refuse_other(self.plan, call_index, caches)
+        refuse_other(self.plan, call_index, self.sites_key(call_index - 1), caches)
         self._scheduler.start = (call_index, history)
         self._restored = caches
 
@@ -169,8 +177,8 @@ class Handle:
             self._pipe.scheduler = self._original_scheduler
 
     def describe(self) -> str:
-        """Returns in words what runs at which step, what is kept, and how much memory the caches hold now."""
-        return describe(self.schedule, self.plan, self.calls, n_bytes=self._state.n_bytes)
+        """Returns in words what runs at which step, in which formats, what is kept, and how much memory that takes."""
+        return describe(self.schedule, self.plan, self.calls, self._layers, n_bytes=self._state.n_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -188,6 +196,13 @@ class Handle:
         if self._restored is not None:
             restore(self._state, self.plan, self._restored)
             self._restored = None
+
+
+def _device_of(pipe: Any, denoiser: torch.nn.Module) -> torch.device:
+    """Where the denoiser runs: under offloading not where its weights are at rest."""
+    at_rest = next(denoiser.parameters()).device
+    is_offloaded = hasattr(denoiser, "_hf_hook") or at_rest.type == "meta"
+    return torch.device(pipe._execution_device) if is_offloaded else at_rest
 
 
 def _calls(schedule: Schedule, weights: tuple[tuple[float, ...], ...] | None, begin: int) -> tuple[Call, ...]:
@@ -232,6 +247,7 @@ def apply(
         ModelMismatchError: made for a denoiser with other blocks or another configuration.
         AlreadyAppliedError: the denoiser already carries a schedule.
         UnsupportedFeatureError: the schedule uses something this release cannot replay.
+        ApplyError: its tables are not beside it, or do not fit the denoiser's layers.
 
     Warns:
         ScheduleMismatchWarning: other adapters are loaded than when the schedule was searched; or, at the first run,
@@ -267,16 +283,11 @@ def _load(source: Schedule | str | PathLike[str], budget: str | None) -> Schedul
 
 
 def _check_supported(schedule: Schedule) -> None:
-    for field, present in (
-        ("guidance", schedule.guidance is not None),
-        ("precision", bool(schedule.precision)),
-        ("tables", schedule.tables is not None and any(t.name != SOLVER_TENSOR for t in schedule.tables.tensors)),
-    ):
-        if present:
-            raise UnsupportedFeatureError(
-                f"{field}: the schedule has this part, expected none: this release replays steps, ops, pruned modules "
-                "and tables of solver coefficients. Use a schedule without it, or a release that replays it."
-            )
+    if schedule.guidance is not None:
+        raise UnsupportedFeatureError(
+            "guidance: the schedule has this part, expected none: this release replays steps, ops, precision, pruned "
+            "modules and their tables. Use a schedule without it, or a release that replays it."
+        )
 
 
 def _check_fitted(schedule: Schedule) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from schedsearch.runtime._plan import Plan
+from schedsearch.runtime._precision import LowBitLayers
 from schedsearch.runtime._solver import Call
 from schedsearch.schedule import Schedule
 
 
-def describe(schedule: Schedule, plan: Plan, calls: Sequence[Call], *, n_bytes: int) -> str:
-    """Returns a few lines: identity, denoiser calls, solvers, one line per cached place, patterns and memory."""
+def describe(schedule: Schedule, plan: Plan, calls: Sequence[Call], layers: LowBitLayers, *, n_bytes: int) -> str:
+    """Returns a few lines: identity, denoiser calls, solvers, one line per cached place and per run of layers in equal
+    formats, patterns and memory.
+    """
     ref, sigma = schedule.model, schedule.sigma
     made = f" in {len(calls)} calls" if len(calls) > plan.n_steps else ""
     runs = sum(call.computes for call in calls)
@@ -26,6 +29,7 @@ def describe(schedule: Schedule, plan: Plan, calls: Sequence[Call], *, n_bytes: 
         lines.append(f"  {site.actions}  {name}")
     if plan.sites:
         lines.append("  C compute, K compute and keep, R reuse, 1-3 forecast, S skip, . not reached")
+    lines.extend(layers.lines())
     distinct = set(plan.patterns)
     lines.append(f"{len(distinct)} distinct step patterns; caches hold {n_bytes / 2**20:.2f} MiB now")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ Held = tuple[bool, tuple[tuple[Tensor, ...], ...]]
 _NOTHING = frozenset((COMPUTE, IDLE))
 
 
-def sites_key(plan: Plan, index: int) -> Hashable:
+def sites_key(plan: Plan, index: int) -> tuple[Hashable, ...]:
     """Returns what tells runs apart by what their sites did up to call ``index`` and hold after it.
 
     Equal keys (for equal noise levels and solver steps up to there) mean equal outputs and equal caches. A site that
@@ -40,7 +40,7 @@ def sites_key(plan: Plan, index: int) -> Hashable:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Copies of what all sites held after a call, by branch, kind and modules; ``key`` is that call's `sites_key`."""
+    """Copies of what all sites held after a call, by branch, kind and modules; ``key`` is the handle's for it."""
 
     key: Hashable
     branches: tuple[dict[tuple[SiteKind, tuple[str, ...]], Held], ...]
@@ -52,8 +52,8 @@ class Snapshot:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-def taken(state: RunState, plan: Plan, index: int) -> Snapshot:
-    """Returns copies of what the sites of ``plan`` hold after call ``index``."""
+def taken(state: RunState, plan: Plan, key: Hashable) -> Snapshot:
+    """Returns copies of what the sites of ``plan`` hold now, under ``key``."""
     names = [(site.kind, site.modules) for site in plan.sites]
     branches = tuple(
         {
@@ -63,7 +63,7 @@ def taken(state: RunState, plan: Plan, index: int) -> Snapshot:
         }
         for branch in state.branches
     )
-    return Snapshot(key=sites_key(plan, index), branches=branches)
+    return Snapshot(key=key, branches=branches)
 
 
 def restore(state: RunState, plan: Plan, snapshot: Snapshot) -> None:
@@ -89,14 +89,14 @@ def _fill(site: SiteState, held: Held | None) -> None:
         )
 
 
-def refuse_other(plan: Plan, index: int, snapshot: Snapshot | None) -> None:
-    """Refuses to begin at call ``index`` with caches of a run that did something else before.
+def refuse_other(plan: Plan, index: int, key: Hashable, snapshot: Snapshot | None) -> None:
+    """Refuses to begin at call ``index`` with caches of a run that did something else before; ``key`` is the handle's
+    for the call before it.
 
     Raises:
         ApplyError: with the call.
     """
-    wanted = sites_key(plan, index - 1)
-    found = snapshot.key if snapshot is not None else ()
+    found, wanted = (snapshot.key, key) if snapshot is not None else ((), sites_key(plan, index - 1))
     if found != wanted:
         raise ApplyError(
             f"resume: found caches of a run that did or kept something else up to call {index - 1}, expected equal "

@@ -18,11 +18,14 @@ BRANCHES = 4
 
 
 class CallProgram:
-    """What every site does at one call: ``actions[k]`` and ``numbers[k]`` belong to site ``k``."""
+    """What every site does at one call: ``actions[k]`` and ``numbers[k]`` belong to site ``k``; ``scales[k]`` is the
+    static scale of the k-th low-bit layer that has one per step. Outside of a run there are no scales.
+    """
 
-    def __init__(self, actions: tuple[str, ...], numbers: tuple[Scalars, ...]) -> None:
+    def __init__(self, actions: tuple[str, ...], numbers: tuple[Scalars, ...], scales: tuple[Tensor, ...] = ()) -> None:
         self.actions = actions
         self.numbers = numbers
+        self.scales = scales
 
 
 class SiteState:
@@ -52,9 +55,11 @@ class RunState:
         now: the program of the coming denoiser call and its guidance passes.
         branch: the branch of the coming pass; ``None`` when there were more than `BRANCHES`.
         active: the branch of the denoiser call in progress.
+        step_scales: `(n_steps,)` scales of every low-bit layer that has one per step; to be set before the first run.
     """
 
     def __init__(self, sites: tuple[Site, ...]) -> None:
+        self.step_scales: tuple[Tensor, ...] = ()
         self.idle = CallProgram(tuple(IDLE for _ in sites), tuple(() for _ in sites))
         orders = tuple(site.order for site in sites)
         first = Branch(orders, None)
@@ -73,7 +78,7 @@ class RunState:
         """
         key = (plan.begin, device)
         if key not in self._made:
-            self._made[key] = _programs(plan, device)
+            self._made[key] = _programs(plan, device, self.step_scales)
         self._programs = self._made[key]
         if not torch.is_inference_mode_enabled():
             self._drop_inference_buffers()
@@ -114,16 +119,18 @@ class RunState:
                     site.cache.forget()
 
 
-def _programs(plan: Plan, device: torch.device) -> tuple[CallProgram, ...]:
+def _programs(plan: Plan, device: torch.device, step_scales: tuple[Tensor, ...]) -> tuple[CallProgram, ...]:
     """Puts a plan's numbers on ``device`` in one transfer and hands out 0-dimensional views of it."""
+    by_layer = [scales.to(device).unbind() for scales in step_scales]
     entries = [[site.at(step, extra=extra) for site in plan.sites] for step, extra in plan.calls]
     scalars = iter(on_device([x for entry in entries for _, numbers in entry for x in numbers], device))
     return tuple(
         CallProgram(
             actions=tuple(action for action, _ in entry),
             numbers=tuple(tuple(next(scalars) for _ in numbers) for _, numbers in entry),
+            scales=tuple(scales[step] for scales in by_layer),
         )
-        for entry in entries
+        for entry, (step, _) in zip(entries, plan.calls, strict=True)
     )
 
 

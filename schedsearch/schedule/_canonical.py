@@ -11,11 +11,11 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from schedsearch.schedule._vocabulary import ESTIMATES, FORMAT, NO_GUIDANCE, SOLVER_LETTERS
+from schedsearch.schedule._vocabulary import ESTIMATES, FORMAT, NO_GUIDANCE, SCALES, SOLVER_LETTERS
 
 if TYPE_CHECKING:
     from schedsearch.schedule._model import Schedule
-    from schedsearch.schedule._parts import Solver
+    from schedsearch.schedule._parts import PrecisionRule, Solver
 
 
 def record_document(record: object) -> dict[str, object]:
@@ -53,6 +53,16 @@ def _solver_document(record: Solver) -> dict[str, object]:
     return document
 
 
+def _rule_document(rule: PrecisionRule) -> dict[str, object]:
+    """The fields of a precision rule; granularity and rank only where they are chosen."""
+    document = record_document(rule)
+    if rule.scales == SCALES[0]:
+        del document["scales"]
+    if not rule.rank:
+        del document["rank"]
+    return document
+
+
 def content_document(schedule: Schedule) -> dict[str, object]:
     """Everything that changes the images, in the shape of the file; optional parts only where they say something."""
     document: dict[str, object] = {
@@ -65,7 +75,7 @@ def content_document(schedule: Schedule) -> dict[str, object]:
     if schedule.guidance is not None:
         document["guidance"] = [NO_GUIDANCE if scale is None else scale for scale in schedule.guidance]
     if schedule.precision:
-        document["precision"] = [record_document(rule) for rule in schedule.precision]
+        document["precision"] = [_rule_document(rule) for rule in schedule.precision]
     if schedule.pruned:
         document["pruned"] = list(schedule.pruned)
     if schedule.tables is not None:

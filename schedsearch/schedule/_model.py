@@ -61,7 +61,7 @@ class Schedule:
         store(self, "model", _validate.model("model", self.model))
         store(self, "ops", _validate.ops("ops", self.ops, self.n_steps))
         store(self, "guidance", _validate.guidance("guidance", self.guidance, self.n_steps))
-        _validate.precision("precision", self.precision)
+        store(self, "precision", _validate.precision("precision", self.precision))
         store(self, "pruned", _validate.pruned("pruned", self.pruned, self.ops))
         _validate.measured("measured", self.measured)
         _validate.provenance("provenance", self.provenance)

@@ -30,11 +30,21 @@ class Solver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionRule:
-    """Number formats for the modules whose dotted name matches ``pattern`` (a glob); the first match wins."""
+    """Number formats for the linear layers whose dotted name matches ``pattern`` (a glob); the first match wins.
+
+    Attributes:
+        pattern: the glob.
+        weight: one of `NUMBER_FORMATS`.
+        activation: one of `NUMBER_FORMATS`.
+        scales: which elements share a scale, one of `SCALES`.
+        rank: rank of the branch in the model's own dtype beside the low-bit weight; 0 for none.
+    """
 
     pattern: str
     weight: str
     activation: str
+    scales: str = "default"
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,7 +171,13 @@ def schema() -> Node:
     formats = _words(words.NUMBER_FORMATS)
     rule = _record(
         PrecisionRule,
-        {"pattern": _text(words.GLOB_PATTERN, words.MAX_NAME), "weight": formats, "activation": formats},
+        {
+            "pattern": _text(words.GLOB_PATTERN, words.MAX_NAME),
+            "weight": formats,
+            "activation": formats,
+            "scales": _words(words.SCALES),
+            "rank": _whole(0, words.MAX_LOW_RANK),
+        },
     )
     scale: Node = {"anyOf": [_NUMBER, {"const": words.NO_GUIDANCE}]}
     parts: dict[str, Node] = {

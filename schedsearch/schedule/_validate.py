@@ -37,13 +37,16 @@ from schedsearch.schedule._vocabulary import (
     ESTIMATING,
     FAMILIES,
     FIXED_ORDER,
+    FLOAT_FORMATS,
     GLOB_PATTERN,
+    GROUP_FORMATS,
     HASH_PATTERN,
     ID_PATTERN,
     MAX_ADAPTERS,
     MAX_BATCH,
     MAX_COUNT,
     MAX_DIMENSION,
+    MAX_LOW_RANK,
     MAX_MEASURED,
     MAX_NAME,
     MAX_OP_CHARS,
@@ -61,6 +64,8 @@ from schedsearch.schedule._vocabulary import (
     NUMBER_FORMATS,
     OPS,
     PREDICTIONS,
+    ROW_FORMATS,
+    SCALES,
     SKIP,
     SOLVER_LETTERS,
     SOLVER_TENSOR,
@@ -211,19 +216,31 @@ def guidance(path: str, values: object, n_steps: int) -> tuple[float | None, ...
 
 
 def precision(path: str, rules: object) -> tuple[PrecisionRule, ...]:
-    """Rules with known number formats and patterns that are quick to match, in their order."""
+    """Rules with known number formats and patterns that are quick to match, in their order and in canonical form."""
     items = sequence(path, rules, MAX_RULES, "R13")
-    for i, item in enumerate(items):
-        here = f"{path}[{i}]"
-        rule = instance(here, item, PrecisionRule, "R13")
-        wanted = f"a glob of at most {MAX_NAME} letters, digits and _ . * ? [ ] ! -"
-        pattern = spelled(f"{here}.pattern", rule.pattern, _GLOB, wanted, "R13")
-        if pattern.count("*") > MAX_STARS:
-            found = f"{pattern.count('*')} times '*'"
-            raise ScheduleFormatError(f"{here}.pattern", found=found, expected=f"at most {MAX_STARS}", rule="R13")
-        one_of(f"{here}.weight", rule.weight, NUMBER_FORMATS, "R13")
-        one_of(f"{here}.activation", rule.activation, NUMBER_FORMATS, "R13")
-    return cast("tuple[PrecisionRule, ...]", items)
+    return tuple([_precision_rule(f"{path}[{i}]", item) for i, item in enumerate(items)])
+
+
+def _precision_rule(path: str, item: object) -> PrecisionRule:
+    """One rule; what its formats leave no choice of goes back to the default, or one run would have two ids."""
+    rule = instance(path, item, PrecisionRule, "R13")
+    wanted = f"a glob of at most {MAX_NAME} letters, digits and _ . * ? [ ] ! -"
+    pattern = spelled(f"{path}.pattern", rule.pattern, _GLOB, wanted, "R13")
+    if pattern.count("*") > MAX_STARS:
+        found = f"{pattern.count('*')} times '*'"
+        raise ScheduleFormatError(f"{path}.pattern", found=found, expected=f"at most {MAX_STARS}", rule="R13")
+    weight = one_of(f"{path}.weight", rule.weight, NUMBER_FORMATS, "R13")
+    activation = one_of(f"{path}.activation", rule.activation, NUMBER_FORMATS, "R13")
+    scales = one_of(f"{path}.scales", rule.scales, SCALES, "R13")
+    rank = integer(f"{path}.rank", rule.rank, 0, MAX_LOW_RANK, "R13")
+    has_choice = not {weight, activation}.isdisjoint(ROW_FORMATS + GROUP_FORMATS)
+    if not has_choice or (scales == "row" and weight not in GROUP_FORMATS):
+        scales = SCALES[0]
+    if weight in FLOAT_FORMATS:
+        rank = 0
+    if (scales, rank) == (rule.scales, rule.rank):
+        return rule
+    return PrecisionRule(pattern=pattern, weight=weight, activation=activation, scales=scales, rank=rank)
 
 
 def pruned(path: str, names: object, rows: Iterable[tuple[str, str]]) -> tuple[str, ...]:

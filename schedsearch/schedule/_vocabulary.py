@@ -34,6 +34,14 @@ TABLE_FAMILY = "table"
 SOLVER_TENSOR = "solver"
 """Name of the side file's tensor that holds the coefficients of `TABLE_FAMILY` steps."""
 NUMBER_FORMATS = ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "fp4_e2m1", "nf4", "mxfp8", "nvfp4")
+FLOAT_FORMATS = NUMBER_FORMATS[:3]
+"""Formats that are dtypes of every device, without scales."""
+ROW_FORMATS = ("fp8_e4m3", "fp8_e5m2", "int8")
+"""Formats whose scales are one per row unless a rule says otherwise."""
+GROUP_FORMATS = ("int4", "fp4_e2m1", "nf4")
+"""Formats whose weights have one scale per group unless a rule says otherwise."""
+SCALES = ("default", "row", "tensor")
+MAX_LOW_RANK = 1024
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
     "BOOL": 1,

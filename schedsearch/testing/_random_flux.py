@@ -15,11 +15,12 @@ def random_flux(layers: int = 2, single: int = 2) -> Any:
         layers: double-stream blocks, 32 channels wide.
         single: single-stream blocks.
     """
+    import diffusers
     import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
+    library: Any = diffusers  # its lazy classes have no types
     torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
+    transformer = library.FluxTransformer2DModel(
         patch_size=1,
         in_channels=4,
         num_layers=layers,
@@ -30,7 +31,7 @@ def random_flux(layers: int = 2, single: int = 2) -> Any:
         pooled_projection_dim=32,
         axes_dims_rope=[4, 4, 8],
     ).eval()
-    vae = AutoencoderKL(
+    vae = library.AutoencoderKL(
         sample_size=32,
         in_channels=3,
         out_channels=3,
@@ -43,8 +44,8 @@ def random_flux(layers: int = 2, single: int = 2) -> Any:
         shift_factor=0.06,
         scaling_factor=1.5,
     ).eval()
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    pipe = library.FluxPipeline(
+        scheduler=library.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae,
         text_encoder=None,
         tokenizer=None,

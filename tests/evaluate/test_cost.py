@@ -13,10 +13,12 @@ from schedsearch.evaluate import CostModel, Workload, measure_cost
 from schedsearch.evaluate import _calibrate as calibrate
 from schedsearch.evaluate._bench_cost import compare, main, random_schedule, write_rows
 from schedsearch.evaluate._calibrate import measure_anchored, probe_schedules
-from schedsearch.evaluate._cost import FEATURES, ModuleTimes, feature_amounts
+from schedsearch.evaluate._cost import FEATURES, ModuleTimes, computed_ms, feature_amounts
 from schedsearch.evaluate._insitu import Breakdown, measure_breakdown
 from schedsearch.evaluate._latency import TimedRun
-from schedsearch.schedule import Solver
+from schedsearch.evaluate._latency_table import LatencyTable, OpRow, TableHeader
+from schedsearch.evaluate._linears import LinearLayer, Linears
+from schedsearch.schedule import PrecisionRule, Solver
 
 BLOCK_MS = 2.0
 PART_MS = 0.5
@@ -105,6 +107,117 @@ def test_a_stored_model_predicts_the_same(model, mini, short):
     for seed in range(5):
         schedule = random_schedule(mini, short, seed)
         assert read.predict_ms(schedule) == model.predict_ms(schedule)
+
+
+SHAPE = (64, 96, 384)
+PRICED = ("x_embedder", "transformer_blocks.0.ff.net.0.proj", "transformer_blocks.1.attn.to_q")
+
+
+def latency_table(device="a machine", *, int8_ms=0.2):
+    """Three layers of one shape: 0.3 ms in the base, 0.2 ms in int8, and int4 that is only simulated."""
+    header = TableHeader(
+        model="m", config="c", weights="loaded", height=64, width=64, dtype="fp32", device=device, torch="2",
+        diffusers="0", schedsearch="0", date="", commit="", command="",
+    )  # fmt: skip
+    times = (("fp32", "base", 0.3), ("int8", "torch", int8_ms), ("int4", "simulated", 0.8))
+    rows = [
+        OpRow(op="linear", name="", shape=SHAPE, format=word, execution=how, eager_ms=ms, compiled_ms=ms / 2, n=3)
+        for word, how, ms in times
+    ]
+    layers = [
+        LinearLayer(name=name, tokens=SHAPE[0], in_features=SHAPE[1], out_features=SHAPE[2], bias=True)
+        for name in PRICED
+    ]
+    linears = Linears(layers=tuple(layers), others=(), base="fp32")
+    return LatencyTable(header=header, linears=linears, rows=tuple(rows))
+
+
+def rules(*pairs):
+    return tuple(PrecisionRule(pattern=pattern, weight=word, activation=word) for pattern, word in pairs)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "saved"),
+    [
+        ([("*", "int8")], 3 * 0.1),
+        ([("transformer_blocks.0.*", "int8")], 0.1),
+        ([("x_embedder", "fp32"), ("*", "int8")], 2 * 0.1),  # protected, by the first rule that matches
+        ([("*.attn.*", "int4")], -0.5),  # simulating is slower, and a run here pays it
+        ([("*", "fp8_e4m3")], 0.0),  # not timed: no claim
+        ([("nothing", "int8")], 0.0),
+    ],
+)
+def test_a_rule_saves_what_the_table_says_in_every_call(model, plan, pairs, saved):
+    priced = model.with_table(latency_table())
+
+    ruled = priced.predict_ms(plan(precision=rules(*pairs)))
+
+    assert priced.predict_ms(plan()) == model.predict_ms(plan())
+    assert ruled == pytest.approx(model.predict_ms(plan()) - 4 * saved)
+
+
+def test_a_rule_without_a_table_saves_nothing(model, plan):
+    assert model.predict_ms(plan(precision=rules(("*", "int8")))) == model.predict_ms(plan())
+
+
+def test_the_compiled_column_is_used_where_it_is_asked_for(model, plan):
+    priced = model.with_table(latency_table(), "compiled")
+
+    assert model.predict_ms(plan()) - priced.predict_ms(plan(precision=rules(("*", "int8")))) == pytest.approx(
+        4 * 3 * 0.05
+    )
+
+
+def test_what_does_not_run_saves_nothing_by_its_format(model, plan):
+    priced = model.with_table(latency_table())
+    low = rules(("transformer_blocks.*", "int8"))
+
+    def saved(rows):
+        return priced.predict_ms(plan(rows=rows)) - priced.predict_ms(plan(rows=rows, precision=low))
+
+    assert saved({}) == pytest.approx(4 * 2 * 0.1)
+    assert saved({"model": "CRRC"}) == pytest.approx(2 * 2 * 0.1)
+    assert saved({"transformer_blocks.0": "CSSC"}) == pytest.approx((4 + 2) * 0.1)
+    assert saved({"transformer_blocks.0.ff": "CSCC"}) == pytest.approx((4 + 3) * 0.1)
+
+
+def test_no_module_takes_less_than_nothing(model, plan):
+    priced = model.with_table(latency_table(int8_ms=0.2))
+    huge = dict.fromkeys(PRICED, 50.0)
+
+    times = priced.times.cheaper(huge)
+
+    known = dict(times.modules)
+    assert known["transformer_blocks.0"] == known["transformer_blocks.0.ff"] == times.rest_ms == 0.0
+    assert known["transformer_blocks.0.attn"] == PART_MS
+    assert known["transformer_blocks.2"] == BLOCK_MS
+
+
+def test_computed_time_is_that_of_the_modules_alone(times, plan):
+    full = REST_MS + 12 * BLOCK_MS
+
+    assert computed_ms(plan(), times) == pytest.approx(4 * full)
+    rows = {"model": "CRCC", "transformer_blocks.0.ff": "CCSC"}
+    assert computed_ms(plan(rows=rows), times) == pytest.approx(3 * full - PART_MS)
+
+
+def test_a_table_of_another_machine_is_refused(model):
+    with pytest.raises(EvaluationError, match="latency table: found one of elsewhere, expected a machine"):
+        model.with_table(latency_table("elsewhere"))
+
+
+def test_a_stored_model_keeps_its_prices(model, plan):
+    priced = model.with_table(latency_table())
+    schedule = plan(precision=rules(("*", "int8")))
+
+    read = CostModel.from_json(priced.to_json())
+
+    assert read == priced
+    assert read.predict_ms(schedule) == priced.predict_ms(schedule) < model.predict_ms(schedule)
+    assert "linears" not in json.loads(model.to_json())
+    damaged = json.loads(priced.to_json()) | {"linears": {"base": "fp32"}}
+    with pytest.raises(EvaluationError, match="found damaged text"):
+        CostModel.from_json(json.dumps(damaged))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', '{"version": 2, "coefficients": null}'])

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from schedsearch.evaluate._reference import Reference
 from schedsearch.evaluate._rollout import HopelessError, Runner
 from schedsearch.evaluate._trace import Count, Spent, capture_call, counting_calls
-from schedsearch.evaluate._tree import Kept, Needs, Node, PrefixTree, doings, room_on
+from schedsearch.evaluate._tree import Kept, Needs, Node, PrefixTree, doings, room_on, root_key
 from schedsearch.evaluate._work import step_work
 from schedsearch.runtime import apply, block_lists_of, blocks_of, identity_schedule
 from schedsearch.runtime._plan import plan as planned
-from schedsearch.schedule import Solver, with_solver_table
+from schedsearch.schedule import PrecisionRule, Solver, Tables, TableTensor, with_solver_table
 
 SOLVERS = (
     Solver(),
@@ -330,3 +330,23 @@ def test_mutated_schedules_cost_a_good_half(mini, mini_card):
     rows = measure_prefixes(mini, card, children=16, prompts=1, compare=False)
 
     assert sum(row.spent for row in rows) <= (BOUND + 0.15) * sum(row.naive for row in rows)
+
+
+def test_runs_in_other_formats_share_nothing(tiny_plan):
+    """Formats and what the side file holds for layers count from the first call on; a solver's table does not."""
+    entry = TableTensor(name="x.bias", shape=(1,), dtype="F32", role="bias")
+    ones, twos = (Tables(sha256=char * 64, tensors=(entry,)) for char in "12")
+    rule = (PrecisionRule(pattern="*", weight="int8", activation="int8"),)
+    keys = [
+        root_key(tiny_plan(**fields))
+        for fields in (
+            {},
+            {"precision": rule},
+            {"precision": (dataclasses.replace(rule[0], rank=2),)},
+            {"precision": rule, "tables": ones},
+            {"precision": rule, "tables": twos},
+        )
+    ]
+    assert len(set(keys)) == len(keys)
+    fitted = tiny_plan(solver=(Solver(family="table"), *(Solver(),) * 3))
+    assert root_key(with_solver_table(fitted, [[1.0, 1.0], *[[0.0, 0.0]] * 3])) == keys[0]

@@ -57,6 +57,7 @@ LIMITS = {
     "MAX_OP_CHARS": ("R9", "and {:,} characters in all"),
     "MAX_RULES": ("R13", "At most {:,} rules"),
     "MAX_STARS": ("R13", "at most {:,} `*`"),
+    "MAX_LOW_RANK": ("R13", "`rank` is 0 to {:,}."),
     "MAX_PRUNED": ("R14", "At most {:,} module names"),
     "MAX_TENSORS": ("R15", "names 1 to {:,} tensors"),
     "MAX_SIDE_BYTES": ("R15", "({:,} bytes)"),
@@ -93,6 +94,7 @@ def test_no_limit_is_left_out():
 
 LISTS = (
     NUMBER_FORMATS,
+    words.SCALES,
     words.FAMILIES,
     words.PREDICTIONS,
     words.CORRECTORS,
@@ -132,6 +134,8 @@ class TestSchema:
             ("pruned", ["a", "a"]),
             ("steps", {"sigma": [1.0]}),
             ("precision", [{"pattern": "*", "weight": "int3", "activation": "bf16"}]),
+            ("precision", [{"pattern": "*", "weight": "int8", "activation": "bf16", "scales": "group"}]),
+            ("precision", [{"pattern": "*", "weight": "int8", "activation": "bf16", "rank": -1}]),
             ("tables", {"sha256": "c" * 64, "tensors": []}),
             ("tables", {"file": "a.safetensors", "sha256": "c" * 64, "tensors": [TENSOR]}),
             ("tables", {"data": None, "sha256": "c" * 64, "tensors": [TENSOR]}),

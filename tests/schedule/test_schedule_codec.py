@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from schedsearch.errors import ScheduleError, ScheduleFormatError, UnsupportedVersionError
 from schedsearch.schedule import (
     ESTIMATES,
+    SCALES,
     Measurement,
     ModelRef,
     PrecisionRule,
@@ -66,8 +67,10 @@ def schedules(draw) -> Schedule:
     rules = st.builds(
         PrecisionRule,
         pattern=st.sampled_from(["*", "a.*", "[ab]?"]),
-        weight=st.just("int8"),
-        activation=st.just("bf16"),
+        weight=st.sampled_from(["int8", "int4", "bf16"]),
+        activation=st.sampled_from(["bf16", "int8"]),
+        scales=st.sampled_from(SCALES),
+        rank=st.integers(0, 2),
     )
     return Schedule(
         sigma=tuple(sorted(levels, reverse=True)),

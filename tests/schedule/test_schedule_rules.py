@@ -17,6 +17,7 @@ from schedsearch.schedule import (
     Solver,
     Tables,
     TableTensor,
+    canonical_bytes,
 )
 
 NAN = float("nan")
@@ -89,6 +90,9 @@ BROKEN = [
     (rule(activation=8), "precision[0].activation", "R13", "found 8"),
     (rule(pattern="a b"), "precision[0].pattern", "R13", "a glob"),
     (rule(pattern="a*" * 9), "precision[0].pattern", "R13", "9 times '*', expected at most 8"),
+    (rule(scales="column"), "precision[0].scales", "R13", "found 'column', expected one of default, row, tensor"),
+    (rule(rank=1025), "precision[0].rank", "R13", "found 1025, expected a whole number in 0..1024"),
+    (rule(rank=True), "precision[0].rank", "R13", "found true"),
     ({"precision": ("a",)}, "precision[0]", "R13", "expected a PrecisionRule"),
     ({"pruned": ("a", "a")}, "pruned[1]", "R14", "'a' a second time"),
     ({"pruned": ("model",)}, "pruned[0]", "R14", "expected a module inside it"),
@@ -207,6 +211,32 @@ class TestCanonicalForm:
     def test_a_row_of_nothing_but_compute_is_left_out_before_pruning_looks(self, plain):
         """R14: "a row of nothing but `C` is left out by R9 before this rule looks"."""
         assert replace(plain, pruned=("a",), ops=(("a.attn", "CCCC"),)).ops == ()
+
+    @pytest.mark.parametrize(
+        ("said", "kept"),
+        [
+            (("int8", "int8", "row", 0), ("default", 0)),
+            (("int8", "int8", "tensor", 4), ("tensor", 4)),
+            (("int8", "int4", "row", 0), ("default", 0)),
+            (("int4", "int8", "row", 0), ("row", 0)),
+            (("nf4", "bf16", "row", 0), ("row", 0)),
+            (("bf16", "int8", "tensor", 8), ("tensor", 0)),
+            (("mxfp8", "nvfp4", "tensor", 8), ("default", 8)),
+            (("fp16", "fp16", "row", 8), ("default", 0)),
+        ],
+    )
+    def test_a_rule_says_only_what_its_formats_leave_open(self, plain, said, kept):
+        """R13: "In canonical form `scales` is `default` where it chooses nothing"."""
+        changes = rule(**dict(zip(("weight", "activation", "scales", "rank"), said, strict=True)))
+        (found,) = replace(plain, **changes).precision
+        assert (found.scales, found.rank) == kept
+
+    def test_a_rule_without_the_newer_keys_has_the_id_it_had(self, plain):
+        """R13: "a writer MUST leave out what means that"."""
+        schedule = replace(plain, **rule())
+        assert b'"precision":[{"activation":"bf16","pattern":"a.*","weight":"int8"}]' in canonical_bytes(schedule)
+        chosen = replace(plain, **rule(weight="int4", scales="row", rank=3))
+        assert b'"pattern":"a.*","rank":3,"scales":"row","weight":"int4"' in canonical_bytes(chosen)
 
     def test_equal_content_is_equal_and_hashes_equal(self, plain):
         one = replace(plain, ops=(("a", "CCRC"), ("b", "CCCC")))

@@ -1,0 +1,239 @@
+"""A linear layer as a precision rule has it: smoothing, low-rank branch, low-bit product, bias.
+
+With ``Qw`` and ``Qa`` rounding to the formats of weight and activation (FORMAT.md M15), ``s`` the smoothing vector and
+``L1 L2`` the branch of a given rank,
+
+    W s = L1 L2 + R
+    y   = Qa(x / s) Qw(R)^T + bias + ((x / s) L2^T) L1^T
+
+The layer it is made of stays as it is and is needed again: for `QuantLinear.base`, and when the input comes to another
+device than that the product was made for. So a low-bit layer takes memory on top of it (`QuantLinear.n_bytes`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from schedsearch.errors import UnsupportedFeatureError, UsageError
+from schedsearch.quantize._execution import Choice, execution_of, why_not
+from schedsearch.quantize._formats import activation_scales, block_of, format_of, quantized
+from schedsearch.quantize._lowrank import low_rank
+from schedsearch.quantize._products import Product, product_of
+from schedsearch.quantize._rounding import unpacked
+from schedsearch.schedule import PrecisionRule
+
+TABLES = ("smooth", "activation_scale", "rounding", "bias")
+"""What a side file may hold for a layer, by the last part of the tensor's name."""
+
+
+class QuantLinear(nn.Module):
+    """A linear layer in the formats of a rule; made by `of`.
+
+    Attributes:
+        rule: the rule.
+        base: the layer it is made of, as it was.
+        choice: how the product is carried out, and why not otherwise.
+        activation_scale: `(1,)` or `(n_steps,)` float32 scales of the input; ``None`` if they follow from it.
+    """
+
+    choice: Choice
+    smooth: Tensor | None
+    activation_scale: Tensor | None
+    left: Tensor | None
+    right: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self, linear: nn.Linear, rule: PrecisionRule, tables: Mapping[str, Tensor], execution: str | None
+    ) -> None:
+        super().__init__()
+        self.rule = rule
+        self._made_of = (linear, dict(tables), execution)  # in a tuple, so that it is no submodule
+        self._product: Product | None = None
+        for name in ("smooth", "activation_scale", "left", "right", "bias"):
+            self.register_buffer(name, None, persistent=False)
+
+    @classmethod
+    def of(
+        cls,
+        linear: nn.Linear,
+        rule: PrecisionRule,
+        tables: Mapping[str, Tensor] | None = None,
+        *,
+        execution: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """Returns the layer in the formats of a rule.
+
+        Args:
+            linear: what it is made of; not changed.
+            rule: formats, granularity and rank; its pattern plays no part.
+            tables: tensors of the side file by one of `TABLES`, as FORMAT.md M16 says.
+            execution: one of `EXECUTIONS`, in place of the choice by `execution_of`.
+            device: where it will run; where its weight is, if left out.
+
+        Raises:
+            UsageError: a table of another shape or for a format that cannot have it; the dotted path is the name.
+            UnsupportedFeatureError: the weight is stored in some other library's form, or the execution named is not
+                possible.
+        """
+        tables = tables or {}
+        _check_layer(linear, rule)
+        check_tables(tables, rule, (linear.out_features, linear.in_features))
+        layer = cls(linear, rule, tables, execution)
+        layer.make(torch.device(device) if device is not None else linear.weight.device)
+        return layer
+
+    @property
+    def base(self) -> nn.Linear:
+        """The layer it is made of, as it was."""
+        return self._made_of[0]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that it holds beside the layer it is made of."""
+        held = [t for t in (*self.buffers(), *self.parameters()) if t is not self.base.bias]
+        return sum(t.numel() * t.element_size() for t in held)
+
+    @torch.no_grad()
+    def make(self, device: torch.device) -> None:
+        """Makes everything anew, for inputs on ``device``."""
+        linear, tables, execution = self._made_of
+        dtype, shape = linear.weight.dtype, (linear.out_features, linear.in_features)
+        device = self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as inputs say
+        self.choice = _choice(execution, self.rule, shape, dtype, device, static="activation_scale" in tables)
+        bias = tables.get("bias", linear.bias)
+        self.bias = None if bias is None else bias.detach().to(device, dtype)
+        self._product = None
+        if self.choice.execution == "base":
+            return
+        weight = linear.weight.detach().to(device)
+        if "smooth" in tables:
+            self.smooth = tables["smooth"].to(device, torch.float32)
+            weight = weight.to(torch.float32) * self.smooth
+        if self.rule.rank:
+            parts = low_rank(weight.to(torch.float32), self.rule.rank)
+            self.left, self.right = parts.left.to(dtype), parts.right.to(dtype)
+            weight = weight.to(torch.float32) - self.left.to(torch.float32) @ self.right.to(torch.float32)
+        if "activation_scale" in tables:
+            self.activation_scale = tables["activation_scale"].to(device, torch.float32)
+        up = unpacked(tables["rounding"].to(device), shape[1]) if "rounding" in tables else None
+        codes = quantized(weight, self.rule.weight, scales=self.rule.scales, up=up)
+        self._product = product_of(self.choice.execution, codes, self.bias, self.rule, dtype)
+
+    def forward(self, x: Tensor, activation_scale: Tensor | None = None) -> Tensor:
+        """Returns `(..., out)` in the dtype of ``x``.
+
+        Args:
+            x: `(..., in)`.
+            activation_scale: the scale of the input at this step, of one element; without it, the one table entry, or
+                a scale that follows from ``x`` if there is none or one per step.
+        """
+        if x.device != self.device:
+            self.make(x.device)
+        if self._product is None:
+            return functional.linear(x, self.base.weight, self.bias)
+        if self.smooth is not None:
+            x = (x / self.smooth).to(x.dtype)
+        if activation_scale is None and self.activation_scale is not None and self.activation_scale.numel() == 1:
+            activation_scale = self.activation_scale
+        y = cast("Tensor", self._product(x, activation_scale))
+        if self.left is not None and self.right is not None:
+            y = y + functional.linear(functional.linear(x, self.right), self.left)
+        return y
+
+    def extra_repr(self) -> str:
+        """Returns shape, formats and execution."""
+        rule = self.rule
+        return f"{self.base.in_features}, {self.base.out_features}, {words_of(rule)}, {self.choice.execution}"
+
+
+def words_of(rule: PrecisionRule) -> str:
+    """Returns a rule's formats in words: ``int4 x int8, scales by row, rank 16``."""
+    scales = "" if rule.scales == "default" else f", scales by {rule.scales}"
+    return f"{rule.weight} x {rule.activation}{scales}{f', rank {rule.rank}' if rule.rank else ''}"
+
+
+def _choice(
+    execution: str | None,
+    rule: PrecisionRule,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    static: bool,
+) -> Choice:
+    """The execution that is named, if it is possible; else the first that is."""
+    if execution is None:
+        return execution_of(rule, shape, dtype, device, static=static)
+    reason = why_not(execution, rule, shape, dtype, device, static=static)
+    if reason:
+        raise UnsupportedFeatureError(
+            f"execution: found {execution!r} for {words_of(rule)}, expected one that is possible here: {reason}. Leave "
+            "it out to have one chosen."
+        )
+    return Choice(execution=execution, reasons=(("others", "it was asked for"),))
+
+
+def _check_layer(linear: nn.Linear, rule: PrecisionRule) -> None:
+    weight = linear.weight
+    if not weight.is_floating_point() or tuple(weight.shape) != (linear.out_features, linear.in_features):
+        raise UnsupportedFeatureError(
+            f"precision: found a {type(linear).__name__} with a {weight.dtype} weight of shape {tuple(weight.shape)}, "
+            "expected floating numbers of (out, in): the model is quantised by another library already. Load it "
+            "without that, or drop the rule."
+        )
+    if rule.activation == "nf4":
+        raise UnsupportedFeatureError(
+            "precision: found activation nf4, expected another format: nf4 is for weights. Use fp4_e2m1 or int4."
+        )
+
+
+def check_tables(tables: Mapping[str, Tensor], rule: PrecisionRule, shape: tuple[int, int], n_steps: int = 0) -> None:
+    """Checks a layer's tables, by one of `TABLES`.
+
+    Args:
+        tables: the tensors.
+        rule: the layer's rule.
+        shape: `(out, in)` of its weight.
+        n_steps: steps of the schedule; 0 if not known.
+
+    Raises:
+        UsageError: an unknown table, another shape or dtype than the layer needs, scales that are not positive, or one
+            that the rule's formats have no use for.
+    """
+    n_out, n_in = shape
+    expected = {"smooth": (n_in,), "bias": (n_out,), "rounding": (n_out, math.ceil(n_in / 8))}
+    weight, activation = format_of(rule.weight), format_of(rule.activation)
+    for name, tensor in tables.items():
+        if name not in TABLES:
+            raise UsageError(f"{name}: found a table of that name, expected one of {', '.join(TABLES)}.")
+        dtype = torch.uint8 if name == "rounding" else torch.float32
+        if tensor.dtype != dtype:
+            raise UsageError(f"{name}: found {tensor.dtype}, expected {dtype}.")
+        if name == "activation_scale":
+            lengths = {1, n_steps} if n_steps else {1, tensor.numel()}
+            fits, wanted = tensor.ndim == 1 and len(tensor) in lengths, f"(1,) or ({n_steps or 'n_steps'},)"
+        else:
+            fits, wanted = tuple(tensor.shape) == expected[name], f"{expected[name]}"
+        if not fits:
+            raise UsageError(f"{name}: found shape {tuple(tensor.shape)}, expected {wanted}.")
+        if name in {"smooth", "activation_scale"} and not bool((tensor.isfinite() & (tensor > 0)).all()):
+            raise UsageError(f"{name}: found values that are not above 0 and finite, expected divisors.")
+    if "activation_scale" in tables and (
+        activation.is_cast or block_of(activation, activation_scales(activation, rule.scales))
+    ):
+        raise UsageError(
+            f"activation_scale: found scales for {activation.name}, expected a format with one scale per token or "
+            "tensor."
+        )
+    if "rounding" in tables and weight.is_cast:
+        raise UsageError(f"rounding: found bits for {weight.name}, expected a low-bit weight format.")
+    if "smooth" in tables and weight.is_cast and activation.is_cast:
+        raise UsageError(f"smooth: found a vector for {words_of(rule)}, expected a low-bit format.")
