@@ -21,6 +21,9 @@ FAVOURED = {"1": 8.0, "2": 2.0}
 MOST_STEPS = 4
 """Most steps at which something is left out at once."""
 
+LATER = 3.0
+"""Odds of a step against the one before it: an error made late has no steps left to grow in."""
+
 
 def trimmed(schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *, share: float) -> Schedule | None:
     """``schedule`` with about ``share`` of its block computations replaced by forecasts or reuse.
@@ -53,7 +56,8 @@ def trimmed(schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *,
     width = min(len(names), max(1, ceil(cells / n_steps + rng.uniform(-0.5, 1.0))))
     start = int(rng.integers(0, len(names) - width + 1)) if rng.random() < 0.6 else 0
     odds = np.array([FAVOURED.get(op, 1.0) for op in ops])
-    for step in rng.choice(untouched, size=n_steps, replace=False):
+    late = LATER ** np.arange(len(untouched))
+    for step in rng.choice(untouched, size=n_steps, replace=False, p=late / late.sum()):
         if rng.random() < 0.3:
             start = int(rng.integers(0, len(names) - width + 1))
         op = str(rng.choice(ops, p=odds / odds.sum()))
