@@ -33,7 +33,7 @@ TRIMMABLE = 1.35
 BEYOND = 0.3
 """How far outside the frontier's extent, as a share of it, losses are still told apart by what is learnt from them."""
 
-TRIM_LOSS = 1.5
+TRIM_LOSS = 4.0
 """Quality such a schedule is expected to lose per saved cost, both as shares of the frontier's extent."""
 
 FOCUS_WEIGHT = 0.3
