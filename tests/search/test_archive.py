@@ -1,0 +1,57 @@
+"""Which schedule is made cheaper to keep a cost: one that is barely too costly, if one is good."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from schedsearch.search._archive import Archive
+from schedsearch.study import Candidate, Evaluation, Objective
+from schedsearch.testing import toy_space
+
+OBJECTIVES = (Objective(name="latency_ms", unit="ms", better="min"), Objective(name="psnr", unit="dB", better="max"))
+WANTED = 25.0
+
+
+def archive(*points):
+    """One of evaluations at these costs and qualities, the plain run first."""
+    found = Archive(OBJECTIVES, (WANTED,))
+    base = toy_space("model").base
+    for ask, (cost, quality) in enumerate(points):
+        plan = dataclasses.replace(base, sigma=(*base.sigma[:-1], 1e-4 * (ask + 1)))
+        found.add(
+            Evaluation(
+                candidate=Candidate(schedule=plan, searcher="s", ask=ask),
+                status="ok",
+                values=(cost, quality),
+                samples=(("psnr", (quality, quality)),),
+                fidelity=2,
+            )
+        )
+    found.settle()
+    return found
+
+
+def drawn(found, n=300):
+    rng = np.random.default_rng(0)
+    draws = [found.costlier(rng, focused=True) for _ in range(n)]
+    costs = {s.id: e.values[0] for s, e in ((e.candidate.schedule, e) for e in found._found.values())}
+    return Counter(costs[schedule.id] for schedule, _ in draws), {costs[s.id]: share for s, share in draws}
+
+
+def test_the_one_barely_too_costly_comes_first_and_says_how_much_must_go():
+    """28.5 ms is 3.5 dB better than 25.5 ms, and loses more than that on the way to 25."""
+    others = [(26.0 + 0.2 * i, 30.0 - i) for i in range(8)]  # so that the draw has some to choose from
+    points = [(100.0, 100.0), (70.0, 58.0), (28.5, 43.5), (25.5, 40.0), (24.0, 38.0), (12.0, 23.0), *others]
+    counts, shares = drawn(archive(*points))
+    assert [cost for cost, _ in counts.most_common(2)] == [25.5, 28.5]
+    assert not {100.0, 70.0, 24.0, 12.0} & set(counts)  # these keep the cost, or cost too much to be trimmed to it
+    assert shares[25.5] == pytest.approx(1 - 25 / 25.5)
+
+
+def test_where_nothing_is_a_little_too_costly_nothing_is_trimmed():
+    found = archive((100.0, 100.0), (60.0, 58.0), (24.0, 38.0))
+    assert found.costlier(np.random.default_rng(0), focused=True) is None
