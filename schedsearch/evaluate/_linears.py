@@ -6,6 +6,7 @@ weights nor activations take memory. Does not know time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ import torch
 from torch import nn
 
 from schedsearch.errors import EvaluationError
-from schedsearch.quantize import average_bits
+from schedsearch.quantize import FORMATS, average_bits
 from schedsearch.runtime import _precision
 from schedsearch.schedule import PrecisionRule, Schedule
 
-FLOAT_WORDS: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_FLOATS = tuple(fmt for fmt in FORMATS.values() if fmt.is_cast)
+
+FLOAT_WORDS: Mapping[torch.dtype, str] = {fmt.dtype: fmt.name for fmt in _FLOATS}
 """From a dtype to its word in a precision rule."""
 
-FLOAT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+FLOAT_BYTES: Mapping[str, int] = {fmt.name: fmt.dtype.itemsize for fmt in _FLOATS}
 
 LinearShape = tuple[int, int, int]
 """``(tokens, in, out)``: what tells the cost of two linear layers apart."""
@@ -229,13 +232,7 @@ def _layer_bytes(
 def _side_elements(schedule: Schedule) -> dict[str, int]:
     """Number of elements of every tensor of the side file."""
     tensors = schedule.tables.tensors if schedule.tables is not None else ()
-    found = {}
-    for tensor in tensors:
-        n = 1
-        for side in tensor.shape:
-            n *= side
-        found[tensor.name] = n
-    return found
+    return {tensor.name: math.prod(tensor.shape) for tensor in tensors}
 
 
 def _inside(name: str, modules: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from schedsearch.errors import UsageError
-from schedsearch.quantize._formats import FORMATS, Format, _blocks, fake, format_of, scale_of
+from schedsearch.quantize._formats import Format, _blocks, fake, format_of, in_e4m3, scale_of
 
 RATIOS = (1.0, *(round(0.98 - 0.02 * i, 2) for i in range(35)), *(round(1.05 + 0.05 * i, 2) for i in range(11)))
 """Multiples of the largest-value scale that are tried: 1, then 0.98 down to 0.3, then 1.05 up to 1.55."""
@@ -111,9 +111,7 @@ def _storable(scale: Tensor, fmt: Format, x: Tensor) -> Tensor:
     if fmt.scale == "e8m0":
         return torch.exp2(torch.log2(scale).round().clamp(-126, 127))
     if fmt.scale == "e4m3":
-        inner = FORMATS["fp8_e4m3"].maximum
-        whole = (x.abs().amax() / (fmt.maximum * inner)).clamp(min=torch.finfo(torch.float32).tiny)
-        return (scale / whole).clamp(2.0**-9, inner).to(torch.float8_e4m3fn).float() * whole
+        return in_e4m3(scale, fmt, x.abs().amax())
     return scale.clamp(min=torch.finfo(torch.float32).tiny)
 
 

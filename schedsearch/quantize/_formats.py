@@ -253,11 +253,18 @@ def _stored_scale(largest: Tensor, fmt: Format) -> Tensor:
         power = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(-126, 127)
         return torch.ldexp(torch.ones_like(largest), power)
     if fmt.scale == "e4m3":
-        inner = FORMATS["fp8_e4m3"].maximum
-        whole = (largest.amax() / (fmt.maximum * inner)).clamp(min=torch.finfo(torch.float32).tiny)
-        part = (largest / fmt.maximum / whole).clamp(2.0**-9, inner)  # 2^-9 is the least number E4M3 has
-        return part.to(torch.float8_e4m3fn).to(torch.float32) * whole
+        return in_e4m3(largest / fmt.maximum, fmt, largest.amax())
     return (largest / fmt.maximum).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def in_e4m3(scale: Tensor, fmt: Format, largest: Tensor) -> Tensor:
+    """Returns scales rounded to E4M3 numbers of the one float32 that takes ``largest``, of the whole tensor, to the end
+    of both ranges.
+    """
+    inner = FORMATS["fp8_e4m3"].maximum
+    whole = (largest / (fmt.maximum * inner)).clamp(min=torch.finfo(torch.float32).tiny)
+    part = (scale / whole).clamp(2.0**-9, inner)  # 2^-9 is the least number E4M3 has
+    return part.to(torch.float8_e4m3fn).to(torch.float32) * whole
 
 
 def _blocks(x: Tensor, block: int) -> Tensor:

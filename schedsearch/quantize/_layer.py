@@ -23,7 +23,7 @@ from torch.nn import functional
 from schedsearch.errors import UnsupportedFeatureError, UsageError
 from schedsearch.quantize._execution import Choice, execution_of, why_not
 from schedsearch.quantize._formats import activation_scales, block_of, format_of, quantized
-from schedsearch.quantize._lowrank import low_rank
+from schedsearch.quantize._lowrank import branch_of
 from schedsearch.quantize._products import Product, product_of
 from schedsearch.quantize._rounding import unpacked
 from schedsearch.schedule import PrecisionRule
@@ -118,9 +118,8 @@ class QuantLinear(nn.Module):
             self.smooth = tables["smooth"].to(device, torch.float32)
             weight = weight.to(torch.float32) * self.smooth
         if self.rule.rank:
-            parts = low_rank(weight.to(torch.float32), self.rule.rank)
-            self.left, self.right = parts.left.to(dtype), parts.right.to(dtype)
-            weight = weight.to(torch.float32) - self.left.to(torch.float32) @ self.right.to(torch.float32)
+            branch = branch_of(weight.to(torch.float32), self.rule.rank, dtype)
+            self.left, self.right, weight = branch.left, branch.right, branch.residual
         if "activation_scale" in tables:
             self.activation_scale = tables["activation_scale"].to(device, torch.float32)
         up = unpacked(tables["rounding"].to(device), shape[1]) if "rounding" in tables else None

@@ -80,6 +80,19 @@ def low_rank(weight: Tensor, rank: int, *, exact_up_to: int = EXACT_UP_TO) -> Lo
     return LowRank(left=left.contiguous(), right=right.contiguous(), residual=residual)
 
 
+def branch_of(weight: Tensor, rank: int, dtype: torch.dtype) -> LowRank:
+    """Returns the branch as a layer of ``dtype`` has it, and in float32 what its product misses.
+
+    Args:
+        weight: `(out, in)` float32.
+        rank: as for `low_rank`.
+        dtype: dtype of both factors.
+    """
+    parts = low_rank(weight, rank)
+    left, right = parts.left.to(dtype), parts.right.to(dtype)
+    return LowRank(left=left, right=right, residual=weight - left.to(torch.float32) @ right.to(torch.float32))
+
+
 def _leading(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns about ``rank`` leading singular triplets of a large matrix, by subspace iteration."""
     generator = torch.Generator().manual_seed(0)  # on the CPU, so the start is the same on every device

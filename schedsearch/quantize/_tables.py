@@ -17,7 +17,7 @@ from schedsearch.errors import UsageError
 from schedsearch.quantize._error import output_error
 from schedsearch.quantize._formats import activation_scales, fake, format_of
 from schedsearch.quantize._layer import QuantLinear
-from schedsearch.quantize._lowrank import low_rank
+from schedsearch.quantize._lowrank import branch_of
 from schedsearch.quantize._rounding import Gram, learned_rounding, shifted
 from schedsearch.quantize._smooth import searched_smoothing
 from schedsearch.schedule import PrecisionRule
@@ -131,10 +131,8 @@ def _rounding(linear: nn.Linear, rule: PrecisionRule, x: Tensor, tables: Mapping
         return None
     smooth = tables.get("smooth", torch.ones(linear.in_features)).to(linear.weight.device)
     weight = linear.weight.float() * smooth
-    if rule.rank:  # as `QuantLinear.make` has it: what the factors miss in the layer's own dtype
-        parts = low_rank(weight, rule.rank)
-        left, right = (part.to(linear.weight.dtype).float() for part in (parts.left, parts.right))
-        weight = weight - left @ right
+    if rule.rank:
+        weight = branch_of(weight, rule.rank, linear.weight.dtype).residual
     x = x.float() / smooth
     seen = fake(x, rule.activation, scales=activation_scales(rule.activation, rule.scales))
     gram = Gram(linear.in_features, device=x.device)
