@@ -89,6 +89,16 @@ def check_matrix(where: str, tensor: Tensor) -> None:
         raise wrong(where, f"shape {tuple(tensor.shape)}", "(..., in) with in of 1 or more")
 
 
+def check_contiguous(where: str, tensor: Tensor, fix: str = "Call contiguous().") -> None:
+    """Checks that the elements lie in order.
+
+    Raises:
+        KernelInputError: they do not.
+    """
+    if not tensor.is_contiguous():
+        raise wrong(where, f"strides {tensor.stride()}", "a contiguous tensor", fix)
+
+
 def check_output(where: str, out: Tensor | None, shape: Sequence[int], allowed: Sequence[torch.dtype]) -> None:
     """Checks a tensor to write to, if there is one.
 
@@ -99,8 +109,7 @@ def check_output(where: str, out: Tensor | None, shape: Sequence[int], allowed: 
         return
     check_shape(where, out, shape)
     check_dtype(where, out, allowed)
-    if not out.is_contiguous():
-        raise wrong(where, f"strides {out.stride()}", "a contiguous tensor", "Pass one made by empty().")
+    check_contiguous(where, out, "Pass one made by empty().")
 
 
 Correction = tuple[Tensor, Tensor]

@@ -22,6 +22,11 @@ SUBNORMAL_ROUNDER = tl.constexpr(24576.0)
 """The same for multiples of 2**-9, the distance of the least E4M3 numbers."""
 
 
+def rank_block(rank: int) -> int:
+    """Returns the rank rounded up to what a product takes; 0 for no branch."""
+    return max(16, triton.next_power_of_2(rank)) if rank else 0
+
+
 @triton.jit
 def cast(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     """Returns float32 ``x`` in ``dtype``, rounded to nearest, ties to even."""

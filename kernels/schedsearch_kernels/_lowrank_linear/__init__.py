@@ -13,6 +13,7 @@ from schedsearch_kernels._checks import (
     NIBBLE_FORMATS,
     Correction,
     check_channels,
+    check_contiguous,
     check_devices,
     check_dtype,
     check_matrix,
@@ -98,6 +99,5 @@ def _checked(x: Tensor, weight: Tensor, weight_scale: Tensor, down: Tensor, up: 
     check_shape(f"{_NAME}: up", up, (weight.shape[0], down.shape[0]), "Its columns are the rank that down has.")
     for name, tensor in (("down", down), ("up", up)):
         check_dtype(f"{_NAME}: {name}", tensor, (x.dtype,), "The branch is in the dtype of the input.")
-        if not tensor.is_contiguous():
-            raise wrong(f"{_NAME}: {name}", f"strides {tensor.stride()}", "a contiguous tensor", "Call contiguous().")
+        check_contiguous(f"{_NAME}: {name}", tensor)
     return weight.shape[0]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from schedsearch_kernels._checks import BYTE_FORMATS, After, ByteFormat
 from schedsearch_kernels._graph import one_node
-from schedsearch_kernels._parts import INTERPRETED, cast, product, row_codes, row_scale
+from schedsearch_kernels._parts import INTERPRETED, cast, product, rank_block, row_codes, row_scale
 from schedsearch_kernels._w4a16_linear.triton import w4a16_linear
 from schedsearch_kernels._w8a8_linear.triton import w8a8_linear
 
@@ -87,7 +87,7 @@ def _quantise_and_project(
         x.stride(0),
         rank,
         MAXIMUM=maximum,
-        RANK=max(16, triton.next_power_of_2(rank)),
+        RANK=rank_block(rank),
         BM=_ROWS,
         BK=_COLUMNS,
         num_warps=4,

@@ -13,6 +13,7 @@ from schedsearch_kernels._checks import (
     NIBBLE_FORMATS,
     Correction,
     check_channels,
+    check_contiguous,
     check_devices,
     check_dtype,
     check_matrix,
@@ -110,7 +111,4 @@ def check_packed(operation: str, x: Tensor, fmt: str, weight: Tensor, weight_sca
     check_shape(f"{operation}: weight_scale", weight_scale, (weight.shape[0], groups), f"A group is {GROUP} inputs.")
     check_dtype(f"{operation}: weight_scale", weight_scale, (torch.float32,))
     for name, tensor in (("weight", weight), ("weight_scale", weight_scale)):
-        if not tensor.is_contiguous():
-            raise wrong(
-                f"{operation}: {name}", f"strides {tensor.stride()}", "a contiguous tensor", "Use contiguous()."
-            )
+        check_contiguous(f"{operation}: {name}", tensor)

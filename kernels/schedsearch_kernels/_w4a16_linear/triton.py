@@ -11,7 +11,7 @@ from torch import Tensor
 from schedsearch_kernels._checks import GROUP as _GROUP
 from schedsearch_kernels._checks import After
 from schedsearch_kernels._graph import one_node
-from schedsearch_kernels._parts import INTERPRETED, cast, finished, product, tile
+from schedsearch_kernels._parts import INTERPRETED, cast, finished, product, rank_block, tile
 
 GROUP = tl.constexpr(_GROUP)
 
@@ -155,7 +155,7 @@ def _linear(
         x.stride(0),
         rank,
         M_CLASS=triton.next_power_of_2(m),
-        RANK=max(16, triton.next_power_of_2(rank)) if rank else 0,
+        RANK=rank_block(rank),
         FP4=is_fp4,
         EVEN=k % _GROUP == 0,
     )

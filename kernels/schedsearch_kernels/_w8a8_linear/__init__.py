@@ -12,6 +12,7 @@ from schedsearch_kernels._checks import (
     FLOATS,
     Correction,
     check_channels,
+    check_contiguous,
     check_devices,
     check_dtype,
     check_matrix,
@@ -101,6 +102,5 @@ def check_weight(operation: str, x: Tensor, dtype: torch.dtype, weight: Tensor, 
     check_dtype(f"{operation}: weight", weight, (dtype,), "Both factors have the same format.")
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
         raise wrong(f"{operation}: weight", f"shape {tuple(weight.shape)}", f"(out, {x.shape[-1]}), as the input has")
-    if not weight.is_contiguous():
-        raise wrong(f"{operation}: weight", f"strides {weight.stride()}", "a contiguous tensor", "Call contiguous().")
+    check_contiguous(f"{operation}: weight", weight)
     check_shape(f"{operation}: weight_scale", weight_scale, weight.shape[:1], "There is one per output channel.")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from schedsearch_kernels._checks import After
 from schedsearch_kernels._graph import one_node
-from schedsearch_kernels._parts import INTERPRETED, cast, finished, product, tile
+from schedsearch_kernels._parts import INTERPRETED, cast, finished, product, rank_block, tile
 
 _HAS_DESCRIPTORS = find_spec("triton.tools.tensor_descriptor") is not None  # from Triton 3.4 on
 _KEY = ["M_CLASS", "N", "K", "RANK", "FP8"]
@@ -243,7 +243,7 @@ def _linear(
     arguments = (scale, weight_scale, out, down, up, *after, m, n, k, rank)
     constants = {
         "M_CLASS": triton.next_power_of_2(m),
-        "RANK": max(16, triton.next_power_of_2(rank)) if rank else 0,
+        "RANK": rank_block(rank),
         "FP8": codes.is_floating_point(),
     }
 
