@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import nn
 from schedsearch.errors import EvaluationError
 from schedsearch.quantize import FORMATS, average_bits
 from schedsearch.runtime import _precision
-from schedsearch.schedule import PrecisionRule, Schedule
+from schedsearch.schedule import PrecisionRule, Schedule, rule_of
 
 _FLOATS = tuple(fmt for fmt in FORMATS.values() if fmt.is_cast)
 
@@ -150,11 +149,6 @@ def _tokens_seen(denoiser: nn.Module, kwargs: Mapping[str, Any], modules: Mappin
         stack.enter_context(torch.no_grad())
         denoiser(**kwargs)
     return tokens
-
-
-def rule_of(rules: Sequence[PrecisionRule], name: str) -> PrecisionRule | None:
-    """Return the first rule whose pattern matches the layer ``name``; ``None`` leaves the layer as it is."""
-    return next((rule for rule in rules if fnmatchcase(name, rule.pattern)), None)
 
 
 def protects(rule: PrecisionRule, base: str) -> bool:

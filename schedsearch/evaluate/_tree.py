@@ -159,9 +159,7 @@ def room_on(device: torch.device) -> int:
 
 def root_key(schedule: Schedule) -> bytes:
     """Return the key before the first call: what a schedule says for the whole run."""
-    # Low-bit layers read tables from the first call on; those of solvers are part of the keys of their steps.
-    held = schedule.tables.sha256 if schedule.precision and schedule.tables is not None else ""
-    return _digest(b"", (schedule.guidance, schedule.precision, held))
+    return _digest(b"", (schedule.guidance, schedule.arithmetic))
 
 
 def call_key(before: bytes, taken: Call | None, call: Call, does: object) -> bytes:

@@ -121,8 +121,7 @@ class Handle:
         done = sites_key(self.plan, index)
         if not self.schedule.precision:
             return done
-        held = self.schedule.tables.sha256 if self.schedule.tables is not None else ""
-        return (*done, (self.schedule.precision, held))
+        return (*done, self.schedule.arithmetic)
 
     def snapshot(self) -> Snapshot:
         """Returns copies of what the caches hold now: inside `on_call`, after the call that it sees.

@@ -10,12 +10,11 @@ pipeline runs on. `LowBitLayers.n_bytes` says how much.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import Any, cast
 
@@ -27,7 +26,7 @@ from schedsearch.errors import ApplyError, ModelMismatchError, SchedSearchError,
 from schedsearch.quantize import TABLES, QuantLinear, check_tables, is_base, words_of
 from schedsearch.runtime._state import RunState
 from schedsearch.runtime._wrap import Patch
-from schedsearch.schedule import SOLVER_TENSOR, PrecisionRule, Schedule
+from schedsearch.schedule import SOLVER_TENSOR, PrecisionRule, Schedule, rule_of
 
 _ADAPTED = "base_layer"
 """What peft calls the layer that an adapter's wrapper holds."""
@@ -132,19 +131,14 @@ def rules_of(names: Sequence[str], rules: Sequence[PrecisionRule]) -> dict[str, 
     Raises:
         ModelMismatchError: a pattern matches none of the names.
     """
-    chosen: dict[str, PrecisionRule] = {}
     for i, rule in enumerate(rules):
-        matches = re.compile(translate(rule.pattern)).match
-        matched = [name for name in names if matches(name)]
-        if not matched:
+        if not any(fnmatchcase(name, rule.pattern) for name in names):
             near = get_close_matches(rule.pattern, names, n=3, cutoff=0.3) or list(names[:3])
             raise ModelMismatchError(
                 f"precision[{i}].pattern: found {rule.pattern!r}, which matches none of the denoiser's {len(names)} "
                 f"linear layers, expected one such as {', '.join(near)}. Correct the pattern, or drop the rule."
             )
-        for name in matched:
-            chosen.setdefault(name, rule)
-    return {name: chosen[name] for name in names if name in chosen}
+    return {name: chosen for name in names if (chosen := rule_of(rules, name)) is not None}
 
 
 def layer_tables(schedule: Schedule) -> dict[str, dict[str, Tensor]]:

@@ -8,7 +8,16 @@ from schedsearch.schedule._files import write_atomically
 from schedsearch.schedule._frontier import FrontierEntry, FrontierIndex, read_frontier, write_frontier
 from schedsearch.schedule._interchange import from_ecad, from_smoothcache, to_ecad, to_smoothcache
 from schedsearch.schedule._model import Schedule
-from schedsearch.schedule._parts import Measurement, ModelRef, PrecisionRule, Provenance, Solver, Tables, TableTensor
+from schedsearch.schedule._parts import (
+    Measurement,
+    ModelRef,
+    PrecisionRule,
+    Provenance,
+    Solver,
+    Tables,
+    TableTensor,
+    rule_of,
+)
 from schedsearch.schedule._side import solver_table, with_solver_table
 from schedsearch.schedule._vocabulary import (
     COMPUTE,
@@ -69,6 +78,7 @@ __all__ = [
     "parse_budget",
     "read_frontier",
     "read_schedule",
+    "rule_of",
     "solver_table",
     "to_ecad",
     "to_smoothcache",

@@ -77,6 +77,14 @@ class Schedule:
         return _validate.solver_tensor_index(self.tables) is None and _validate.table_order(self.solver) > 0
 
     @property
+    def arithmetic(self) -> tuple[tuple[PrecisionRule, ...], str]:
+        """What tells schedules apart by their low-bit layers: the rules, and the hash of the side file if those may
+        read it. Solvers' tables are no part of it where there are no rules.
+        """
+        held = self.tables.sha256 if self.precision and self.tables is not None else ""
+        return self.precision, held
+
+    @property
     def n_steps(self) -> int:
         """Number of denoising steps."""
         return len(self.sigma) - 1

@@ -6,7 +6,9 @@ the schedule a bad value stands.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,11 @@ class PrecisionRule:
     activation: str
     scales: str = "default"
     rank: int = 0
+
+
+def rule_of(rules: Sequence[PrecisionRule], name: str) -> PrecisionRule | None:
+    """The first rule whose pattern matches the layer ``name``; `None` leaves the layer as it is."""
+    return next((rule for rule in rules if fnmatchcase(name, rule.pattern)), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,10 @@ import torch
 
 from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import find_card, linears_of, resident_bytes, weight_bytes
-from schedsearch.evaluate._linears import LinearLayer, Linears, base_word, rule_of
+from schedsearch.evaluate._linears import LinearLayer, Linears, base_word
 from schedsearch.evaluate._trace import capture_call
 from schedsearch.evaluate.profile import architecture_of, meta_denoiser, operations_of
-from schedsearch.schedule import PrecisionRule, Tables, TableTensor
+from schedsearch.schedule import PrecisionRule, Tables, TableTensor, rule_of
 from schedsearch.types import BlockSpec
 
 FLUX_LINEARS = {
