@@ -9,7 +9,8 @@ from schedsearch.schedule._frontier import FrontierEntry, FrontierIndex, read_fr
 from schedsearch.schedule._interchange import from_ecad, from_smoothcache, to_ecad, to_smoothcache
 from schedsearch.schedule._model import Schedule
 from schedsearch.schedule._parts import Measurement, ModelRef, PrecisionRule, Provenance, Solver, Tables, TableTensor
-from schedsearch.schedule._side import solver_table, with_solver_table
+from schedsearch.schedule._side import Tensor as SideTensor
+from schedsearch.schedule._side import solver_table, with_layer_tables, with_solver_table
 from schedsearch.schedule._vocabulary import (
     COMPUTE,
     CORRECTORS,
@@ -17,6 +18,7 @@ from schedsearch.schedule._vocabulary import (
     FAMILIES,
     FORECASTS,
     FORMAT,
+    MAX_SIDE_BYTES,
     MAX_STEPS,
     MODEL_ROW,
     NUMBER_FORMATS,
@@ -37,6 +39,7 @@ __all__ = [
     "FLUX_DEV",
     "FORECASTS",
     "FORMAT",
+    "MAX_SIDE_BYTES",
     "MAX_STEPS",
     "MODEL_ROW",
     "NUMBER_FORMATS",
@@ -57,6 +60,7 @@ __all__ = [
     "Provenance",
     "Schedule",
     "ScheduleVersionWarning",
+    "SideTensor",
     "Solver",
     "TableTensor",
     "Tables",
@@ -72,6 +76,7 @@ __all__ = [
     "solver_table",
     "to_ecad",
     "to_smoothcache",
+    "with_layer_tables",
     "with_solver_table",
     "write_atomically",
     "write_frontier",

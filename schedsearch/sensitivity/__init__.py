@@ -6,12 +6,6 @@ begin from them.
 
 from schedsearch.sensitivity._additivity import ENOUGH, Additivity, additivity, draw_subsets
 from schedsearch.sensitivity._assignment import Assignment, Option, assigned
-from schedsearch.sensitivity._file import (
-    parse_sensitivities,
-    read_sensitivities,
-    sensitivities_text,
-    write_sensitivities,
-)
 from schedsearch.sensitivity._chosen import (
     KEPT,
     average_bits,
@@ -19,6 +13,12 @@ from schedsearch.sensitivity._chosen import (
     protected_layers,
     removed_blocks,
     rules_of,
+)
+from schedsearch.sensitivity._file import (
+    parse_sensitivities,
+    read_sensitivities,
+    sensitivities_text,
+    write_sensitivities,
 )
 from schedsearch.sensitivity._ranking import (
     Ranked,

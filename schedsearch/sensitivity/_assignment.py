@@ -82,7 +82,7 @@ def assigned(options: Mapping[str, Sequence[Option]], limit: float) -> Assignmen
 
 
 def _efficient(item: str, ways: Sequence[Option]) -> list[Option]:
-    """The options worth having, from the dearest to the cheapest: each costs less than the one before and loses more."""
+    """The options worth having, the dearest first: each costs less than the one before and loses more."""
     if not ways:
         raise UsageError(f"assignment.{item}: found no option, expected one or more.")
     for way in ways:

@@ -64,7 +64,8 @@ def mixed(
     words = set(found.by_word if words is None else words)
     settled = protected or {}
     options = {layer.name: _options(found, layer.name, cost, words, settled.get(layer.name)) for layer in found.layers}
-    return assigned(options, limit * found.weights if cost == "bits" else limit)
+    # A limit that is the average of some choice is kept by that choice, whatever the division has rounded off.
+    return assigned(options, limit * found.weights * (1.0 + 1e-12) if cost == "bits" else limit)
 
 
 def _options(found: Sensitivities, name: str, cost: Cost, words: Collection[str], settled: str | None) -> list[Option]:

@@ -84,8 +84,8 @@ class Cell:
         errors: relative latent error of each prompt.
         bits: bits per element that the weight then takes, scales and low-rank branch included; 0 for a removed block.
         saved_bytes: what a checkpoint loses.
-        saved_ms: what a denoiser call of one image loses on the device that was timed, negative where it gains; ``None``
-            if that was not timed, or the format is only simulated there.
+        saved_ms: what a denoiser call of one image loses on the device that was timed, negative where it takes longer;
+            ``None`` if that was not timed, or the format is only simulated there.
     """
 
     module: str
