@@ -7,7 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import pearsonr, spearmanr
+import numpy as np
+from scipy.stats import rankdata
 
 from schedsearch.errors import EvaluationError
 from schedsearch.sensitivity._records import Pick, Sensitivities, SubsetKind
@@ -58,15 +59,21 @@ def additivity(found: Sensitivities, kind: SubsetKind) -> Additivity:
     return Additivity(
         kind=kind,
         n=len(subsets),
-        spearman=_or_zero(float(spearmanr(predicted, measured).statistic), predicted, measured),
-        pearson=_or_zero(float(pearsonr(predicted, measured).statistic), predicted, measured),
+        spearman=correlation(rankdata(predicted).tolist(), rankdata(measured).tolist()),
+        pearson=correlation(predicted, measured),
         ratio=ratios[len(ratios) // 2] if ratios else 0.0,
     )
 
 
-def _or_zero(correlation: float, *columns: Sequence[float]) -> float:
-    """A column without variation goes together with nothing."""
-    return 0.0 if any(len(set(column)) == 1 for column in columns) else correlation
+def correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Pearson's correlation; 0 where one of the two does not vary.
+
+    >>> correlation([1.0, 2.0, 3.0], [2.0, 1.0, 0.0]), correlation([1.0, 1.0], [1.0, 2.0])
+    (-1.0, 0.0)
+    """
+    x, y = (np.asarray(column) - np.mean(column) for column in (a, b))
+    size = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(np.clip(x @ y / size, -1.0, 1.0)) if size > 0.0 else 0.0
 
 
 def draw_subsets(

@@ -46,8 +46,6 @@ def test_they_are_written_and_read(plain, tmp_path):
 def test_the_order_they_come_in_is_no_content(plain):
     turned = with_layer_tables(plain, {**BITS, **SMOOTH}, role="")
     assert with_layer_tables(plain, {**SMOOTH, **BITS}, role="") == turned
-        plain, {**BITS, **SMOOTH}, role=""
-    )
 
 
 def test_coefficients_stay_when_they_change(fitted):
