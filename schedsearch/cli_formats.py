@@ -132,6 +132,9 @@ def calibrate(
         int | None,
         typer.Option(metavar="N", help="Rows per layer. [default: the policy's own]", min=1, show_default=False),
     ] = None,
+    scales: Annotated[
+        str, typer.Option(metavar="WORD", help="Scales of low-bit inputs: dynamic, static or per-step.")
+    ] = "dynamic",
     held_out: HeldOut = 16,
     seed: Seed = 0,
     batch: Batch = 8,
@@ -154,6 +157,7 @@ def calibrate(
             policy=policy,
             prompts=prompts,
             rows=rows,
+            scales=scales,
             held_out=held_out,
             seed=seed,
             batch=batch,

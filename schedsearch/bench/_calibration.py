@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from schedsearch.evaluate import (
     Calibrated,
     CalibrationPolicy,
     LatentErrors,
+    Scales,
     Workload,
     base_word,
     calibrate,
@@ -55,6 +57,7 @@ class CalibrateSettings:
         policy: name of a shipped policy, or ``all``.
         prompts: calibration prompts in place of the policy's own number.
         rows: rows per layer in place of the policy's own number.
+        scales: of low-bit inputs: ``dynamic``, ``static`` or ``per-step``.
         held_out: held-out prompts.
         seed: of noise and samples.
         batch: images per call.
@@ -71,6 +74,7 @@ class CalibrateSettings:
     policy: str = "all-steps"
     prompts: int | None = None
     rows: int | None = None
+    scales: str = "dynamic"
     held_out: int = 16
     seed: int = 0
     batch: int = 8
@@ -132,7 +136,8 @@ def _policies(name: str) -> list[CalibrationPolicy]:
 def _adjusted(policy: CalibrationPolicy, settings: CalibrateSettings) -> CalibrationPolicy:
     prompts = policy.prompts if settings.prompts is None else settings.prompts
     rows = policy.rows if settings.rows is None else settings.rows
-    return replace(policy, prompts=prompts, rows=rows)
+    scales = cast("Scales", settings.scales)  # checked by the policy
+    return replace(policy, prompts=prompts, rows=rows, scales=scales)
 
 
 def with_precision(schedule: Schedule, pipe: object, word: str, *, protect: bool) -> Schedule:

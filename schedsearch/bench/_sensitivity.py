@@ -42,7 +42,7 @@ from schedsearch.evaluate import (
 )
 from schedsearch.optimize import HELD_OUT_SEED, Display
 from schedsearch.runtime import denoiser_of, identity_schedule
-from schedsearch.schedule import Schedule, read_schedule, write_schedule
+from schedsearch.schedule import NUMBER_FORMATS, Schedule, read_schedule, write_schedule
 from schedsearch.sensitivity import (
     ENOUGH,
     REMOVED,
@@ -89,7 +89,7 @@ class SensitivitySettings:
         prompts: calibration prompts.
         held_out: held-out prompts.
         carrier: number of plain steps, or a schedule file, that single changes are measured on.
-        subsets: random sets of changes of each kind.
+        subsets: random sets of changes of each kind; formats are drawn from those of ``bits``.
         latencies: a latency table of this model, for milliseconds.
         seed: of the noise on calibration prompts, and of the random sets.
         batch: images per call.
@@ -155,6 +155,7 @@ def run_sensitivity(settings: SensitivitySettings, display: Display | None = Non
         choices=_with_ranks(choices_of(words, base=base, activation=settings.activation), ranks, uniform),
         blocks=settings.blocks,
         subsets=settings.subsets,
+        subset_words=tuple(choice.word for choice in uniform.values()),
         seed=settings.seed,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -214,10 +215,11 @@ def _latencies(path: Path, full: Schedule, base: str) -> LatencyTable:
 
 def _uniform(bits: int, base: str, activation: str | None) -> Choice:
     """The format of that many bits for all layers."""
-    made = choices_of([f"int{bits}"], base=base, activation=activation)
-    if not made:
-        raise UsageError(f"--bits: found {bits}, expected less than the model's own {base}.")
-    return made[0]
+    word = f"int{bits}"
+    if word not in NUMBER_FORMATS:
+        known = [name.removeprefix("int") for name in NUMBER_FORMATS if name.startswith("int")]
+        raise UsageError(f"--bits: found {bits}, expected some of {', '.join(known)}.")
+    return choices_of([word], base=base, activation=activation)[0]
 
 
 def _with_ranks(choices: Sequence[Choice], ranks: Sequence[int], uniform: Mapping[int, Choice]) -> tuple[Choice, ...]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._macs import MacTable, count_macs, schedule_macs
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
-    from schedsearch.evaluate._policy import POLICIES, CalibrationPolicy, find_policy, parse_policy, policy_of
+    from schedsearch.evaluate._policy import POLICIES, CalibrationPolicy, Scales, find_policy, parse_policy, policy_of
     from schedsearch.evaluate._prices import LinearPrices
     from schedsearch.evaluate._probing import measure_probe
     from schedsearch.evaluate._quality import (
@@ -73,6 +73,7 @@ __all__ = [
     "QualityMetric",
     "Ratio",
     "ReferenceName",
+    "Scales",
     "SensitivityMeter",
     "SensitivityPlan",
     "TextEmbeds",
@@ -116,6 +117,7 @@ _HOME = {
     "Calibrated": "_calibration",
     "CalibrationPolicy": "_policy",
     "POLICIES": "_policy",
+    "Scales": "_policy",
     "calibrate": "_calibration",
     "find_policy": "_policy",
     "parse_policy": "_policy",

@@ -2,7 +2,8 @@
 
 Inputs are recorded while the schedule runs in the model's own dtype; each layer is then fitted on its own
 (`schedsearch.quantize.fit_tables`). Where the policy says so, the final latents decide which kinds of tables are kept:
-none, or smoothing, or with it learned rounding, or with these the bias.
+none, or smoothing, or with it learned rounding, or with these the bias. Static scales of inputs, where the policy wants
+them, are there in any case: they save time, not error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from schedsearch.evaluate._layer_inputs import MAX_BYTES, LayerInputs, record_in
 from schedsearch.evaluate._policy import CalibrationPolicy
 from schedsearch.evaluate._reference import PairedRuns
 from schedsearch.evaluate._workload import Pipeline, Workload
-from schedsearch.quantize import TOOLS, fit_tables, is_base
+from schedsearch.quantize import (
+    TOOLS,
+    activation_scales,
+    block_of,
+    fit_tables,
+    format_of,
+    is_base,
+    static_scale,
+    step_scales,
+)
 from schedsearch.runtime import denoiser_of
 from schedsearch.runtime._precision import linears_of, rules_of
 from schedsearch.schedule import MAX_SIDE_BYTES, PrecisionRule, Schedule, SideTensor, with_layer_tables
@@ -31,6 +41,10 @@ _HEADER_BYTES = 200
 
 LayerErrors = tuple[tuple[str, float], ...]
 Fitted = dict[str, dict[str, Tensor]]
+
+SCALE = "activation_scale"
+UNSMOOTHED = "activation_scale without smooth"
+"""Of a layer's fitted tensors, the scales that belong to its input as it is; `SCALE` are those of the smoothed one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +122,7 @@ def calibrate(
     for group in record_inputs(runs, plain, tuple(rules), policy, seed=seed, max_bytes=max_bytes):
         for name, inputs in group.items():
             tables[name], errors[name] = _fitted(linears[name], rules[name], inputs, tools)
+            tables[name] |= static_tables(rules[name], inputs, policy, tables[name].get("smooth"))
             if on_progress is not None:
                 on_progress(len(errors), len(rules))
     bare = replace(with_layer_tables(schedule, {}, role=""), measured=())
@@ -172,18 +187,39 @@ def _fitted(
     return {tool: tensor.cpu() for tool, tensor in made.tables.items()}, made.errors
 
 
+def static_tables(
+    rule: PrecisionRule, inputs: LayerInputs, policy: CalibrationPolicy, smooth: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the scales of a layer's input under `SCALE`, and as they are without smoothing under `UNSMOOTHED`; nothing
+    where the policy or the format has none.
+    """
+    fmt = format_of(rule.activation)
+    if policy.scales == "dynamic" or fmt.is_cast or block_of(fmt, activation_scales(fmt, rule.scales)):
+        return {}
+
+    def found(divisor: Tensor | None) -> Tensor:
+        samples = [[part if divisor is None else part / divisor for part in parts] for parts in inputs.by_step()]
+        if policy.scales == "static":
+            return static_scale([part for parts in samples for part in parts], fmt)
+        return step_scales(samples, fmt)
+
+    return {SCALE: found(smooth), UNSMOOTHED: found(None)}
+
+
 def packed(
     schedule: Schedule, tables: Mapping[str, Mapping[str, Tensor]], tools: Sequence[str], policy: CalibrationPolicy
 ) -> Schedule:
-    """Return ``schedule`` with these layers' tables, as far as their kind is among ``tools``."""
-    tensors = {
-        f"{name}.{tool}": SideTensor(
-            dtype=_NAMES[tensor.dtype],
-            shape=tuple(tensor.shape),
-            raw=tensor.contiguous().numpy().tobytes(),
-        )
-        for name, own in tables.items()
-        for tool, tensor in own.items()
-        if tool in tools
-    }
+    """Return ``schedule`` with these layers' tables, as far as their kind is among ``tools``, and static scales."""
+    tensors: dict[str, SideTensor] = {}
+    for name, own in tables.items():
+        kept = {tool: tensor for tool, tensor in own.items() if tool in tools}
+        scale = own.get(SCALE if "smooth" in tools else UNSMOOTHED)
+        if scale is not None:
+            kept[SCALE] = scale
+        for tool, tensor in kept.items():
+            tensors[f"{name}.{tool}"] = SideTensor(
+                dtype=_NAMES[tensor.dtype],
+                shape=tuple(tensor.shape),
+                raw=tensor.contiguous().numpy().tobytes(),
+            )
     return with_layer_tables(schedule, tensors, role=policy.text)

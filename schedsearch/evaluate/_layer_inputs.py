@@ -37,11 +37,17 @@ class LayerInputs:
         statistics: maxima and squares per channel and step, of all rows of the steps recorded.
         rows: `(n, in)` float32 sampled rows, in the order of steps.
         judged: `(m, in)` further ones.
+        counts: `(n_steps,)` how many of the rows come from each step.
     """
 
     statistics: ChannelStatistics
     rows: Tensor
     judged: Tensor
+    counts: tuple[int, ...]
+
+    def by_step(self) -> list[list[Tensor]]:
+        """Return the rows of each step, as `step_scales` takes them: none for a step that was not seen."""
+        return [[part] if len(part) else [] for part in self.rows.split(self.counts)]
 
 
 def record_inputs(
@@ -134,7 +140,15 @@ class _Recorder:
         """What was taken; nothing if there were no rows."""
         if not self._rows:
             return None
-        return LayerInputs(statistics=self.statistics, rows=_in_order(self._rows), judged=_in_order(self._judged))
+        counts = [0] * len(self.statistics.count)
+        for step, rows in self._rows:
+            counts[step] += len(rows)
+        return LayerInputs(
+            statistics=self.statistics,
+            rows=_in_order(self._rows),
+            judged=_in_order(self._judged),
+            counts=tuple(counts),
+        )
 
 
 def _in_order(parts: Sequence[tuple[int, Tensor]]) -> Tensor:

@@ -26,6 +26,7 @@ from schedsearch.schedule import Schedule
 
 Steps = Literal["all", "last", "every", "normal"]
 Decides = Literal["layer", "latent_error"]
+Scales = Literal["dynamic", "static", "per-step"]
 
 _MIDDLE, _WIDTH = 0.4, 0.5
 """Of PTQ4DM's normal distribution, where 0 is the image and 1 is noise."""
@@ -36,6 +37,7 @@ _TEXT = re.compile(
     r"(?P<name>[a-z][a-z0-9-]*): layers (?P<layers>[A-Za-z0-9_.*?\[\]!-]+), "
     r"steps (?P<steps>all|last|normal|every (?P<every>\d+)), (?P<prompts>\d+) prompts, "
     r"(?P<rows>\d+) rows and (?P<judged>\d+) to judge, decided by (?P<decides>layer|latent_error)"
+    r"(, (?P<scales>static|per-step) scales)?"
 )
 
 
@@ -54,6 +56,8 @@ class CalibrationPolicy:
         judged: further rows on which a table has to help.
         decides: what says which tables are kept: ``layer``, the output error of the layer on the judging rows; or
             ``latent_error``, with that error the final latents of the calibration prompts as well.
+        scales: whether the scales of inputs follow from each input (``dynamic``, no table), or are one table entry, or
+            one per step (PTQ4DM's static ranges; Ho 2023, arXiv 2306.02316).
 
     Raises:
         UsageError: on construction, if a value cannot be.
@@ -67,6 +71,7 @@ class CalibrationPolicy:
     rows: int = 1024
     judged: int = 256
     decides: Decides = "latent_error"
+    scales: Scales = "dynamic"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -79,6 +84,7 @@ class CalibrationPolicy:
             ("rows", self.rows >= 1, "1 or more"),
             ("judged", self.judged >= 0, "0 or more"),
             ("decides", self.decides in get_args(Decides), f"one of {', '.join(get_args(Decides))}"),
+            ("scales", self.scales in get_args(Scales), f"one of {', '.join(get_args(Scales))}"),
         ):
             if not holds:
                 raise UsageError(f"calibration policy: {field}: found {getattr(self, field)!r}, expected {wanted}.")
@@ -139,6 +145,7 @@ class CalibrationPolicy:
         return (
             f"{self.name}: layers {self.layers}, steps {steps}, {self.prompts} prompts, {self.rows} rows and "
             f"{self.judged} to judge, decided by {self.decides}"
+            f"{'' if self.scales == 'dynamic' else f', {self.scales} scales'}"
         )
 
 
@@ -178,6 +185,7 @@ def parse_policy(text: str) -> CalibrationPolicy | None:
         rows=int(match["rows"]),
         judged=int(match["judged"]),
         decides=match["decides"],  # type: ignore[arg-type]
+        scales=match["scales"] or "dynamic",  # type: ignore[arg-type]
     )
     return replace(made, every=int(every)) if every else made
 

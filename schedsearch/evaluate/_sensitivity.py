@@ -49,12 +49,14 @@ class SensitivityPlan:
         choices: formats for every layer.
         blocks: whether to remove each block.
         subsets: how many random sets of each kind to measure.
+        subset_words: formats that the sets are drawn from; all of them if there are none.
         seed: of the random sets.
     """
 
     choices: tuple[Choice, ...]
     blocks: bool = True
     subsets: int = 32
+    subset_words: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -250,7 +252,7 @@ def measure_sensitivities(
         found = found.having(cells=(cell,))
         _report(found, save, on_progress, done + 1, len(todo))
     for kind in _kinds(plan):
-        words = [choice.word for choice in plan.choices]
+        words = plan.subset_words or tuple(choice.word for choice in plan.choices)
         drawn = draw_subsets(found, kind, plan.subsets, words=words, seed=plan.seed)
         have = {subset.picks for subset in found.subsets}
         missing = [picks for picks in dict.fromkeys(drawn) if picks not in have]

@@ -231,12 +231,18 @@ def _layer(where: str, value: Any) -> Layer:
 
 def _choice(where: str, value: Any) -> Choice:
     formats = _one_of(NUMBER_FORMATS)
-    checks = {"word": _text, "weight": formats, "activation": formats, "scales": _one_of(SCALES), "rank": _from_zero}
+    checks: dict[str, Check] = {
+        "word": _text,
+        "weight": formats,
+        "activation": formats,
+        "scales": _one_of(SCALES),
+        "rank": _from_zero,
+    }
     return Choice(**_members(where, value, checks))
 
 
 def _cell(where: str, value: Any) -> Cell:
-    checks = {
+    checks: dict[str, Check] = {
         "module": _text, "word": _text, "errors": _list(_not_negative), "bits": _not_negative, "saved_bytes": _integer,
         "saved_ms": _number_or_nothing,
     }  # fmt: skip

@@ -114,7 +114,7 @@ def test_sums_that_do_not_hold_are_a_warning(six_steps, loaded, monkeypatch, scr
         ({"bits": "1"}, "--bits: found '1', expected whole numbers of at least 2"),
         ({"ranks": "-1"}, "--ranks: found '-1', expected whole numbers of at least 0"),
         ({"formats": "int7"}, "--formats: found 'int7'"),
-        ({"bits": "7"}, "--formats: found 'int7'"),
+        ({"bits": "7"}, "--bits: found 7, expected some of 8, 6, 5, 4, 3, 2"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(six_steps, loaded, tmp_path, more, said):
@@ -122,7 +122,15 @@ def test_options_that_cannot_be_meant_are_refused(six_steps, loaded, tmp_path, m
         run_sensitivity(SETTINGS(**{"model": str(six_steps), "out": tmp_path / "s.json", **more}))
 
 
-def test_calibrate_compares_all_policies_and_writes_a_schedule_of_each(six_steps, loaded, screen, tmp_path):
+def test_calibrate_compares_all_policies_and_writes_a_schedule_of_each(
+    six_steps, loaded, screen, tmp_path, monkeypatch
+):
+    from schedsearch.evaluate import _calibration as fitting
+    from schedsearch.quantize import fit_tables
+
+    monkeypatch.setattr(
+        fitting, "fit_tables", lambda *given, **more: fit_tables(*given, **{**more, "tools": ("bias",)})
+    )
     docs = tmp_path / "page.md"
     docs.write_text("<!-- calibration: begin -->\n<!-- calibration: end -->\n")
     settings = CalibrateSettings(

@@ -10,13 +10,21 @@ import torch
 from schedsearch.errors import EvaluationError, UsageError
 from schedsearch.evaluate import CalibrationPolicy, calibrate, policy_of
 from schedsearch.evaluate import _calibration as module
-from schedsearch.evaluate._calibration import fitting_tools, packed, plain_schedule
+from schedsearch.evaluate._calibration import (
+    SCALE,
+    UNSMOOTHED,
+    fitting_tools,
+    packed,
+    plain_schedule,
+    static_tables,
+)
 from schedsearch.evaluate._latent_errors import LatentErrors
 from schedsearch.evaluate._layer_inputs import record_inputs
 from schedsearch.quantize import QuantLinear, output_error
 from schedsearch.runtime import apply
 from schedsearch.runtime._precision import linears_of
 from schedsearch.schedule import PrecisionRule, read_schedule, write_schedule
+from schedsearch.schedule._side import unpack
 
 NAME = "transformer_blocks.1.ff.net.2"
 OTHER = "single_transformer_blocks.0.proj_out"
@@ -92,8 +100,7 @@ class TestRecording:
 
     def test_layers_with_few_rows_give_what_they_have_to_both_sides(self, tiny_runs, plan4):
         found = recorded(tiny_runs(3, 2), plan4, (ONCE,), POLICY)[ONCE]
-        assert len(found.rows) + len(found.judged) == 3 * 3  # a row per prompt and call
-        assert len(found.judged) == 3 * (2 * 4 // 14 + 1 * 4 // 14) or len(found.judged) < len(found.rows)
+        assert (len(found.rows), len(found.judged)) == (3 * 3, 0)  # a row per prompt and call, far fewer than wanted
 
     def test_the_last_step_alone(self, tiny_runs, plan4, seen):
         last = dataclasses.replace(POLICY, steps="last")
@@ -121,7 +128,7 @@ class TestCalibrating:
         for errors in made.layers.values():
             assert [tool for tool, _ in errors] == ["plain", "smooth", "rounding", "bias"]
             assert [error for _, error in errors] == sorted((error for _, error in errors), reverse=True)
-        assert made.count("rounding") == 2
+        assert made.count("rounding") >= 1
         assert (made.tools, made.errors, made.left_out) == (("smooth", "rounding", "bias"), (), ())
 
     def test_the_tables_in_the_schedule_make_the_layer_that_was_measured(self, made, tiny, tiny_runs, low, tmp_path):
@@ -144,17 +151,40 @@ class TestCalibrating:
 
     def test_the_latents_decide_how_many_kinds_are_kept(self, tiny, tiny_workload, low, monkeypatch):
         policy = dataclasses.replace(POLICY, decides="latent_error")
-        answers = {0: 0.3, 1: 0.1, 2: 0.2, 3: 0.4}
-
-        def kinds(schedule):
-            tensors = schedule.tables.tensors if schedule.tables is not None else ()
-            return len({tensor.name.rpartition(".")[2] for tensor in tensors})
-
-        monkeypatch.setattr(module.LatentErrors, "of", lambda _, schedule: (answers[kinds(schedule)],) * 2)
+        answers = iter((0.3, 0.1, 0.2, 0.4))
+        monkeypatch.setattr(module.LatentErrors, "of", lambda *_: (next(answers),))
         made = calibrate(tiny, tiny_workload, low, ("a", "bb", "ccc"), policy, batch=2)
-        assert made.errors == pytest.approx((0.3, 0.1, 0.2, 0.4))
+        assert made.errors == (0.3, 0.1, 0.2, 0.4)
         assert made.tools == ("smooth",)
-        assert kinds(made.schedule) == 1
+        tensors = made.schedule.tables.tensors if made.schedule.tables is not None else ()
+        assert {tensor.name.rpartition(".")[2] for tensor in tensors} <= {"smooth"}
+
+    @pytest.mark.parametrize(("scales", "length"), [("static", 1), ("per-step", 4)])
+    def test_static_scales_are_those_of_what_the_layer_multiplies(self, tiny, tiny_workload, low, scales, length):
+        policy = dataclasses.replace(POLICY, scales=scales)
+        made = calibrate(tiny, tiny_workload, low, ("a", "bb", "ccc"), policy, batch=2)
+        tensors = {tensor.name: tensor for tensor in made.schedule.tables.tensors}
+        assert tensors[f"{NAME}.activation_scale"].shape == (length,)
+        assert policy_of(made.schedule) == policy
+        errors = LatentErrors(tiny, tiny_workload, ("a",), base=plain_schedule(made.schedule))
+        assert 0.0 < errors.of(made.schedule)[0] < 1.0
+
+    def test_scales_follow_the_smoothing_that_is_kept(self, tiny_runs, plan4):
+        inputs = recorded(tiny_runs(3, 2), plan4, (NAME,), POLICY)[NAME]
+        assert inputs.counts == (10, 20, 0, 10)
+        assert [sum(map(len, parts)) for parts in inputs.by_step()] == [10, 20, 0, 10]
+        smooth = torch.full((inputs.rows.shape[1],), 4.0)
+        policy = dataclasses.replace(POLICY, scales="per-step")
+        own = static_tables(LOW, inputs, policy, smooth)
+        torch.testing.assert_close(own[SCALE] * 4.0, own[UNSMOOTHED])
+        assert own[SCALE][2] == own[SCALE][1]  # a step without rows has the nearest one's
+        scales = {}
+        for tools in (("smooth",), ()):
+            made = packed(plan4, {NAME: {"smooth": smooth, **own}}, tools, policy)
+            scales[tools] = unpack(made.tables.data)[f"{NAME}.{SCALE}"].raw
+        assert scales == {("smooth",): own[SCALE].numpy().tobytes(), (): own[UNSMOOTHED].numpy().tobytes()}
+        assert static_tables(LOW, inputs, POLICY, smooth) == {}
+        assert static_tables(dataclasses.replace(LOW, activation="fp32"), inputs, policy, smooth) == {}
 
     def test_old_tables_and_measurements_are_replaced(self, made, tiny, tiny_workload):
         short = dataclasses.replace(POLICY, rows=8, name="other")

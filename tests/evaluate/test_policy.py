@@ -23,6 +23,7 @@ VALUES = st.builds(
     rows=st.integers(1, 5000),
     judged=st.integers(0, 5000),
     decides=st.sampled_from(["layer", "latent_error"]),
+    scales=st.sampled_from(["dynamic", "static", "per-step"]),
 )
 
 
@@ -89,6 +90,7 @@ class TestWords:
             ({"every": 0}, "every: found 0, expected 1 or more"),
             ({"rows": 0}, "rows: found 0"),
             ({"judged": -1}, "judged: found -1, expected 0 or more"),
+            ({"scales": "none"}, "scales: found 'none', expected one of dynamic, static, per-step"),
             ({"decides": "psnr"}, "decides: found 'psnr', expected one of layer, latent_error"),
         ],
     )
