@@ -19,9 +19,11 @@ from schedsearch.bench._sensitivity_tables import (
     PROTECTION_COLUMNS,
     RANKING_COLUMNS,
     REMOVAL_COLUMNS,
+    SPEED_COLUMNS,
     BitsRow,
     ProtectionRow,
     RemovalRow,
+    SpeedRow,
     additivity_cells,
     ranking_cells,
 )
@@ -52,6 +54,7 @@ from schedsearch.sensitivity import (
     additivity,
     average_bits,
     mixed,
+    most_saved_ms,
     protected_layers,
     ranked_blocks,
     ranked_operations,
@@ -66,6 +69,9 @@ from schedsearch_calibration import prompt_set
 PIPE_WIDTH = 160
 FORMATS = "fp16,int8,int6,int5,int4,int3,int2"
 """What layers may choose from unless told."""
+
+SPEED_SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the milliseconds that formats can save, in the table."""
 
 REMOVED_SHARES = (0.1, 0.2, 0.3)
 """Shares of the blocks' bytes that removing is to save, in the table."""
@@ -285,6 +291,9 @@ def _show(job: _Job, uniform: Mapping[int, Choice], ranks: Sequence[int]) -> Non
         ]
         job.table("protection", f"protected layers and rank, the others {lowest.word}", PROTECTION_COLUMNS,
                   [row.cells() for row in ablation])  # fmt: skip
+    if most_saved_ms(job.found, _words(job)) > 0:
+        title = "mixed for time, by the latency table; latent error on held-out prompts"
+        job.table("speed", title, SPEED_COLUMNS, [_quickened(job, share).cells() for share in SPEED_SHARES])
     if job.settings.blocks:
         job.table("removed", "removed blocks", RANKING_COLUMNS, ranking_cells(ranked_removals(job.found)))
         removals = [_removal(job, share) for share in REMOVED_SHARES]
@@ -363,6 +372,22 @@ def _level(job: _Job) -> str:
     """The measured format of 8 bits that protected layers may have; their own dtype if there is none."""
     words = [choice.word for choice in job.choices if choice.weight == "int8" and not choice.rank]
     return words[0] if words else job.found.header.dtype
+
+
+def _quickened(job: _Job, share: float) -> SpeedRow:
+    """The formats of least harm that save a share of the milliseconds that formats can save."""
+    found = job.found
+    saving = share * most_saved_ms(found, _words(job))
+    chosen = mixed(found, limit=-saving * (1.0 - 1e-12), cost="ms", words=_words(job))
+    picks = dict(chosen.picks)
+    schedule = job.with_rules(picks)
+    return SpeedRow(
+        share=share,
+        saved_ms=-chosen.cost,
+        bits=average_bits(found, picks),
+        rules=len(schedule.precision),
+        errors=job.errors.of(schedule),
+    )
 
 
 def _removal(job: _Job, share: float) -> RemovalRow:

@@ -15,6 +15,7 @@ BITS_COLUMNS = (
     "sum, mixed",
 )  # fmt: skip
 PROTECTION_COLUMNS = ("protected at", "layers", "rank", "average bits", "latent error", "mixed at these bits")
+SPEED_COLUMNS = ("of what formats can save", "saves ms per call", "average bits", "rules", "latent error")
 REMOVAL_COLUMNS = ("of the blocks' bytes", "removed", "saved", "sum of effects", "latent error squared", "latent error")
 
 
@@ -81,6 +82,35 @@ class ProtectionRow:
         return [
             self.protection, str(self.kept), str(self.rank), f"{self.bits:.3f}", _mean(self.errors), _mean(self.mixed),
         ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedRow:
+    """Formats mixed for time.
+
+    Attributes:
+        share: of the milliseconds that formats can save.
+        saved_ms: what these save per denoiser call, by the latency table.
+        bits: their average bits.
+        rules: precision rules they take.
+        errors: latent error of each held-out prompt.
+    """
+
+    share: float
+    saved_ms: float
+    bits: float
+    rules: int
+    errors: tuple[float, ...]
+
+    def cells(self) -> list[str]:
+        """Return the row of `SPEED_COLUMNS`."""
+        return [
+            f"{self.share:.0%}",
+            f"{self.saved_ms:.4g}",
+            f"{self.bits:.3f}",
+            str(self.rules),
+            _mean(self.errors),
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Literal
 from schedsearch.errors import UsageError
 from schedsearch.schedule import PrecisionRule
 from schedsearch.sensitivity._assignment import Assignment, Option, assigned
-from schedsearch.sensitivity._records import REMOVED, Choice, Sensitivities
+from schedsearch.sensitivity._records import REMOVED, Cell, Choice, Sensitivities
 from schedsearch.sensitivity._rules import OUTSIDE, block_of, compact_rules
 
 Cost = Literal["bits", "bytes", "ms"]
@@ -50,15 +50,15 @@ def mixed(
 
     Args:
         found: the measurements.
-        limit: average bits per element, bytes of all layers' weights, or milliseconds that all layers may lose at least
-            (negative: less than now), depending on ``cost``.
-        cost: what is limited; of ``ms`` the layers' times relative to now count, so the limit is minus what is to be
-            saved.
+        limit: average bits per element; bytes of all layers' weights; or milliseconds of a denoiser call relative to
+            now, so minus what is to be saved.
+        cost: which of them. Formats that were not timed, or are only simulated, save no milliseconds that are known:
+            they are no choice then.
         words: formats to choose from; all by default. What the layer is now may always be kept.
         protected: layers whose word is settled.
 
     Raises:
-        UsageError: no choice keeps the limit, or times are asked for that were not measured.
+        UsageError: no choice keeps the limit, or a protected layer's format was not timed where times are limited.
         EvaluationError: a protected layer's word was not measured.
     """
     words = set(found.by_word if words is None else words)
@@ -75,11 +75,25 @@ def _options(found: Sensitivities, name: str, cost: Cost, words: Collection[str]
     rows = []
     for word in dict.fromkeys(allowed):
         is_base = word == found.header.dtype
-        if not is_base and settled is None and (name, word) not in found.by_key:
+        if not is_base and settled is None and not _is_known(found.by_key.get((name, word)), cost):
             continue
         loss = 0.0 if is_base else found.cell(name, word).effect
         rows.append(Option(word=word, loss=loss, cost=_cost(found, name, word, cost)))
     return rows
+
+
+def _is_known(cell: Cell | None, cost: Cost) -> bool:
+    return cell is not None and (cost != "ms" or cell.saved_ms is not None)
+
+
+def most_saved_ms(found: Sensitivities, words: Collection[str] | None = None) -> float:
+    """Return the milliseconds of a denoiser call that every layer's fastest format saves; 0 if none was timed."""
+    words = set(found.by_word if words is None else words)
+    best: dict[str, float] = {}
+    for cell in found.cells:
+        if cell.word in words and cell.saved_ms is not None:
+            best[cell.module] = max(best.get(cell.module, 0.0), cell.saved_ms)
+    return sum(best.values())
 
 
 def _cost(found: Sensitivities, name: str, word: str, cost: Cost) -> float:

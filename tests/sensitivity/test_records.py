@@ -25,6 +25,7 @@ from schedsearch.sensitivity import (
     draw_subsets,
     effect_of,
     mixed,
+    most_saved_ms,
     parse_sensitivities,
     protected_layers,
     ranked_blocks,
@@ -229,8 +230,13 @@ class TestChoosing:
         quick = mixed(found, limit=-everything, cost="ms")
         assert {word for _, word in quick.picks} == {"int4/fp32"}
         timeless = found.having(cells=(dataclasses.replace(found.cell("proj_out", "int4/fp32"), saved_ms=None),))
+        assert most_saved_ms(found) == pytest.approx(everything)
+        assert most_saved_ms(timeless) == pytest.approx(
+            everything - 0.3437 + found.cell("proj_out", "int8/fp32").saved_ms
+        )
+        assert dict(mixed(timeless, limit=-most_saved_ms(timeless), cost="ms").picks)["proj_out"] == "int8/fp32"
         with pytest.raises(UsageError, match="found no time of proj_out in int4/fp32, expected one"):
-            mixed(timeless, limit=0.0, cost="ms")
+            mixed(timeless, limit=0.0, cost="ms", protected={"proj_out": "int4/fp32"})
 
     def test_settled_layers_and_words_are_kept_to(self, found):
         chosen = mixed(found, limit=12.0, words=["int4/fp32"], protected={"proj_out": "int8/fp32"})
