@@ -70,6 +70,9 @@ PIPE_WIDTH = 160
 FORMATS = "fp16,int8,int6,int5,int4,int3,int2"
 """What layers may choose from unless told."""
 
+SPEED = "speed"
+"""The table that is only there with a latency table, and may lack a place."""
+
 SPEED_SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the milliseconds that formats can save, in the table."""
 
@@ -262,15 +265,16 @@ class _Job:
         return replace(self.full, precision=rules_of(self.found, picks))
 
     def table(self, name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Shows a table, writes it beside the file, and into the Markdown file if there is one."""
-        from schedsearch_reports.figures import put_table
+        """Shows a table, writes it beside the file, and into the Markdown file if there is one with a place for it."""
+        from schedsearch_reports.figures import BEGIN, put_table
 
         self.display.table(title, header, rows)
         path = self.target.with_name(f"{self.target.stem}-{name}.csv")
         write_rows(path, header, rows)
         self.display.line(f"Wrote {path}")
-        if self.settings.into is not None:
-            put_table(self.settings.into, markdown(header, rows), name=f"sensitivity-{name}")
+        into, marker = self.settings.into, f"sensitivity-{name}"
+        if into is not None and (name != SPEED or BEGIN.format(marker) in into.read_text("utf-8")):
+            put_table(into, markdown(header, rows), name=marker)
 
 
 def _show(job: _Job, uniform: Mapping[int, Choice], ranks: Sequence[int]) -> None:
@@ -293,7 +297,7 @@ def _show(job: _Job, uniform: Mapping[int, Choice], ranks: Sequence[int]) -> Non
                   [row.cells() for row in ablation])  # fmt: skip
     if most_saved_ms(job.found, _words(job)) > 0:
         title = "mixed for time, by the latency table; latent error on held-out prompts"
-        job.table("speed", title, SPEED_COLUMNS, [_quickened(job, share).cells() for share in SPEED_SHARES])
+        job.table(SPEED, title, SPEED_COLUMNS, [_quickened(job, share).cells() for share in SPEED_SHARES])
     if job.settings.blocks:
         job.table("removed", "removed blocks", RANKING_COLUMNS, ranking_cells(ranked_removals(job.found)))
         removals = [_removal(job, share) for share in REMOVED_SHARES]
