@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 
 import pytest
@@ -17,7 +18,7 @@ from schedsearch.bench import (
 )
 from schedsearch.errors import UsageError
 from schedsearch.evaluate import policy_of
-from schedsearch.schedule import read_schedule
+from schedsearch.schedule import read_schedule, write_schedule
 from schedsearch.sensitivity import Sensitivities, read_sensitivities
 
 
@@ -105,6 +106,70 @@ def test_sums_that_do_not_hold_are_a_warning(six_steps, loaded, monkeypatch, scr
     text = screen.text()
     assert "warning: formats: rank correlation -" in text
     assert "assignments by sums are places for a search to begin, not results" in text
+
+    # What was chosen for four bits has precision rules, so nothing can be measured on it; without them it carries.
+    chosen = read_schedule(tmp_path / "s-4-bits.json")
+    for rules, name in ((chosen.precision, "low"), ((), "plain")):
+        write_schedule(dataclasses.replace(chosen, precision=rules), tmp_path / f"{name}.json")
+    other = dataclasses.replace(settings, carrier=str(tmp_path / "low.json"), out=tmp_path / "t.json")
+    with pytest.raises(UsageError, match="carrier: found precision rules or removed blocks"):
+        run_sensitivity(other, screen)
+    run_sensitivity(dataclasses.replace(other, carrier=str(tmp_path / "plain.json"), blocks=False), screen)
+    found = read_sensitivities(tmp_path / "t.json")
+    assert (found.header.steps, found.header.carrier) == (6, dataclasses.replace(chosen, precision=()).id)
+
+
+@pytest.fixture
+def latencies(six_steps, tmp_path):
+    """A table in which int8 takes a quarter of the base's time in every layer, and a block takes 2 ms."""
+    from schedsearch.evaluate import LatencyTable, Workload, find_card, linears_of, load_pipeline, write_table
+    from schedsearch.evaluate._trace import capture_call
+    from schedsearch.evaluate.profile import OpRow, table_header
+    from schedsearch.runtime import denoiser_of
+
+    card = find_card(str(six_steps))
+    pipe = load_pipeline(card)
+    linears = linears_of(denoiser_of(pipe), capture_call(pipe, Workload.from_card(card), "a").kwargs)
+    plain = OpRow(
+        op="linear", name="", shape=(1,), format="fp32", execution="base", eager_ms=0.4, compiled_ms=None, n=1
+    )
+    rows = [
+        dataclasses.replace(plain, shape=shape, format=fmt, execution=how, eager_ms=ms)
+        for shape in sorted({layer.shape for layer in linears.layers})
+        for fmt, how, ms in (("fp32", "base", 0.4), ("int8", "torch", 0.1), ("int4", "simulated", 0.1))
+    ]
+    rows.append(dataclasses.replace(plain, op="block", name="transformer_blocks", eager_ms=2.0))
+    header = table_header(pipe, card, weights="loaded")
+    write_table(LatencyTable(header=header, linears=linears, rows=tuple(rows)), tmp_path / "ms.json")
+    return tmp_path / "ms.json"
+
+
+def test_with_a_latency_table_formats_are_mixed_for_time_as_well(
+    six_steps, loaded, spread, screen, tmp_path, latencies
+):
+    settings = SETTINGS(
+        model=str(six_steps), formats="int8/int8,int4/int4", bits="", subsets=0, latencies=latencies,
+        out=tmp_path / "s.json",
+    )  # fmt: skip
+    run_sensitivity(settings, screen)
+    found = read_sensitivities(tmp_path / "s.json")
+    name = "transformer_blocks.0.ff.net.2"
+    assert found.cell(name, "int8").saved_ms == pytest.approx(0.3)
+    assert found.cell(name, "int4").saved_ms is None  # simulated here
+    assert found.cell("transformer_blocks.0", "").saved_ms == 2.0
+    assert found.cell("single_transformer_blocks.0", "").saved_ms is None
+    rows = read(tmp_path / "s-speed.csv")
+    assert [(row[0], float(row[1])) for row in rows[1:]] == [
+        ("25%", pytest.approx(0.25 * 112 * 0.3, abs=0.3)),
+        ("50%", pytest.approx(0.5 * 112 * 0.3, abs=0.3)),
+        ("75%", pytest.approx(0.75 * 112 * 0.3, abs=0.3)),
+        ("100%", pytest.approx(112 * 0.3, rel=1e-3)),
+    ]
+
+    with pytest.raises(
+        UsageError, match="--latencies: found a table of mini in fp32, expected one of this model in bf"
+    ):
+        run_sensitivity(dataclasses.replace(settings, dtype="bfloat16", out=tmp_path / "t.json"))
 
 
 @pytest.mark.parametrize(
