@@ -17,7 +17,7 @@ from schedsearch.bench import (
     run_sensitivity,
 )
 from schedsearch.errors import UsageError
-from schedsearch.evaluate import policy_of
+from schedsearch.evaluate import policy_of, read_table, write_table
 from schedsearch.schedule import read_schedule, write_schedule
 from schedsearch.sensitivity import Sensitivities, read_sensitivities
 
@@ -122,7 +122,7 @@ def test_sums_that_do_not_hold_are_a_warning(six_steps, loaded, monkeypatch, scr
 @pytest.fixture
 def latencies(six_steps, tmp_path):
     """A table in which int8 takes a quarter of the base's time in every layer, and a block takes 2 ms."""
-    from schedsearch.evaluate import LatencyTable, Workload, find_card, linears_of, load_pipeline, write_table
+    from schedsearch.evaluate import LatencyTable, Workload, find_card, linears_of, load_pipeline
     from schedsearch.evaluate._trace import capture_call
     from schedsearch.evaluate.profile import OpRow, table_header
     from schedsearch.runtime import denoiser_of
@@ -144,9 +144,8 @@ def latencies(six_steps, tmp_path):
     return tmp_path / "ms.json"
 
 
-def test_with_a_latency_table_formats_are_mixed_for_time_as_well(
-    six_steps, loaded, spread, screen, tmp_path, latencies
-):
+def test_with_a_latency_table_formats_are_mixed_for_time_as_well(six_steps, loaded, spread, screen, latencies):
+    tmp_path = latencies.parent
     settings = SETTINGS(
         model=str(six_steps), formats="int8/int8,int4/int4", bits="", subsets=0, latencies=latencies,
         out=tmp_path / "s.json",
@@ -166,10 +165,13 @@ def test_with_a_latency_table_formats_are_mixed_for_time_as_well(
         ("100%", pytest.approx(112 * 0.3, rel=1e-3)),
     ]
 
+    table = read_table(latencies)
+    other = dataclasses.replace(table, header=dataclasses.replace(table.header, config="f" * 64))
+    write_table(other, tmp_path / "other.json")
     with pytest.raises(
-        UsageError, match="--latencies: found a table of mini in fp32, expected one of this model in bf"
+        UsageError, match="--latencies: found a table of .* in fp32, expected one of this model in fp32"
     ):
-        run_sensitivity(dataclasses.replace(settings, dtype="bfloat16", out=tmp_path / "t.json"))
+        run_sensitivity(dataclasses.replace(settings, latencies=tmp_path / "other.json"))
 
 
 @pytest.mark.parametrize(
