@@ -6,10 +6,13 @@ against the full run. Knows nothing of how a choice is found.
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 
@@ -78,6 +81,9 @@ SPEED_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 REMOVED_SHARES = (0.1, 0.2, 0.3)
 """Shares of the blocks' bytes that removing is to save, in the table."""
+
+WRITE_SECONDS = 1.0
+"""The file is written no more often than this: it may have thousands of cells, and some take milliseconds."""
 
 FEWEST = 3
 """Subsets of one kind that a correlation needs."""
@@ -168,16 +174,16 @@ def run_sensitivity(settings: SensitivitySettings, display: Display | None = Non
         seed=settings.seed,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with display.stage("measuring") as advance:
+    with display.stage("measuring") as advance, _Kept(target) as kept:
         found = measure_sensitivities(
             meter,
             plan,
             known=known,
-            save=lambda now: write_sensitivities(now, target),
+            save=kept.save,
             on_progress=advance,
             command=settings.command,
         )
-    write_sensitivities(found, target)
+        kept.save(found)
     held_out = prompt_set(card.held_out)
     errors = LatentErrors(
         pipe,
@@ -189,6 +195,33 @@ def run_sensitivity(settings: SensitivitySettings, display: Display | None = Non
     )
     _show(_Job(settings, display, found, plan.choices, full, errors, target), uniform, ranks)
     return target
+
+
+class _Kept:
+    """Writes what it is given, at once where the last writing is a while ago, and the newest in any case at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._newest: Sensitivities | None = None
+        self._written = -math.inf
+
+    def save(self, found: Sensitivities) -> None:
+        """Keeps ``found``; a process that is killed loses what came within `WRITE_SECONDS`."""
+        self._newest = found
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        if self._newest is not None:
+            write_sensitivities(self._newest, self._path)
+            self._newest = None
+            self._written = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
 
 
 def whole_numbers(option: str, text: str, least: int) -> tuple[int, ...]:

@@ -168,10 +168,25 @@ def test_with_a_latency_table_formats_are_mixed_for_time_as_well(six_steps, load
     table = read_table(latencies)
     other = dataclasses.replace(table, header=dataclasses.replace(table.header, config="f" * 64))
     write_table(other, tmp_path / "other.json")
-    with pytest.raises(
-        UsageError, match="--latencies: found a table of .* in fp32, expected one of this model in fp32"
-    ):
+    with pytest.raises(UsageError, match=r"--latencies: found a table of .* in fp32, expected one of this model"):
         run_sensitivity(dataclasses.replace(settings, latencies=tmp_path / "other.json"))
+
+
+def test_what_was_measured_before_an_interruption_is_kept(six_steps, loaded, monkeypatch, tmp_path):
+    from schedsearch.evaluate import SensitivityMeter
+
+    measured = []
+
+    def errors(_, precision=(), pruned=()):
+        if len(measured) == 7:
+            raise KeyboardInterrupt
+        measured.append(precision)
+        return (0.1, 0.1)
+
+    monkeypatch.setattr(SensitivityMeter, "errors", errors)
+    with pytest.raises(KeyboardInterrupt):
+        run_sensitivity(SETTINGS(model=str(six_steps), out=tmp_path / "s.json"))
+    assert len(read_sensitivities(tmp_path / "s.json").cells) == 7
 
 
 @pytest.mark.parametrize(
