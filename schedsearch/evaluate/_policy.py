@@ -57,7 +57,7 @@ class CalibrationPolicy:
         decides: what says which tables are kept: ``layer``, the output error of the layer on the judging rows; or
             ``latent_error``, with that error the final latents of the calibration prompts as well.
         scales: whether the scales of inputs follow from each input (``dynamic``, no table), or are one table entry, or
-            one per step (PTQ4DM's static ranges; Ho 2023, arXiv 2306.02316).
+            one per step (PTQ4DM's static ranges; So 2023, arXiv 2306.02316).
 
     Raises:
         UsageError: on construction, if a value cannot be.
