@@ -40,6 +40,7 @@ from schedsearch.sensitivity._records import (
     effect_of,
 )
 from schedsearch.sensitivity._rules import block_of, compact_rules, operation_of
+from schedsearch.sensitivity._seeds import seed_schedules
 
 __all__ = [
     "ENOUGH",
@@ -75,6 +76,7 @@ __all__ = [
     "read_sensitivities",
     "removed_blocks",
     "rules_of",
+    "seed_schedules",
     "sensitivities_text",
     "write_sensitivities",
 ]

@@ -35,6 +35,7 @@ from schedsearch.sensitivity import (
     read_sensitivities,
     removed_blocks,
     rules_of,
+    seed_schedules,
     sensitivities_text,
     write_sensitivities,
 )
@@ -265,6 +266,21 @@ class TestChoosing:
         chosen = dict(removed_blocks(found, saving=saving, cost=cost).picks)
         assert {i for i, block in enumerate(BLOCKS) if chosen[block] == REMOVED} == gone
         assert all(chosen[block] == KEPT for i, block in enumerate(BLOCKS) if i not in gone)
+
+    def test_seeds_are_mixed_protected_and_without_blocks_each_once(self, found, schedule):
+        rows = (("blocks.0", "CRCCR"), ("blocks.00", "CRCCR"), ("blocks.0.attn", "CRCCR"), ("blocks.2", "CCRCC"))
+        base = dataclasses.replace(schedule, ops=rows, pruned=("blocks.3",))
+        made = seed_schedules(found, base, bits=(8.25, 4.5, 4.0, 32.0), removals=(0, 2))
+        free, kept, least, plain, removed = (
+            made  # protection alone takes more than 4.5; 4 cannot be; 32 changes nothing
+        )
+        assert {rule.weight for rule in free.precision} >= {"int8"}
+        assert {rule.pattern for rule in kept.precision if rule.weight == "fp32"}
+        assert [rule.weight for rule in least.precision] == ["int4"]
+        assert (plain.precision, plain.pruned, plain.ops) == ((), (), base.ops)
+        assert removed.pruned == ("blocks.0", "blocks.2")
+        assert removed.ops == (("blocks.00", "CRCCR"),)
+        assert all(one.measured == () and one.sigma == base.sigma for one in made)
 
     def test_more_than_there_is_cannot_be_saved(self, found):
         with pytest.raises(UsageError, match="expected at least -10000, the cheapest choice"):
