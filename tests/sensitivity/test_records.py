@@ -270,7 +270,7 @@ class TestChoosing:
     def test_seeds_are_mixed_protected_and_without_blocks_each_once(self, found, schedule):
         rows = (("blocks.0", "CRCCR"), ("blocks.00", "CRCCR"), ("blocks.0.attn", "CRCCR"), ("blocks.2", "CCRCC"))
         base = dataclasses.replace(schedule, ops=rows, pruned=("blocks.3",))
-        made = seed_schedules(found, base, bits=(8.25, 4.5, 4.0, 32.0), removals=(0, 2))
+        made = seed_schedules(found, base, bits=(20.0, 4.5, 4.0, 32.0), removals=(0, 2))
         free, kept, least, plain, removed = (
             made  # protection alone takes more than 4.5; 4 cannot be; 32 changes nothing
         )
