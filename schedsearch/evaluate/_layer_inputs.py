@@ -72,7 +72,8 @@ def record_inputs(
         max_bytes: memory for rows.
 
     Raises:
-        EvaluationError: a layer is not there, or saw values that are no numbers.
+        EvaluationError: a layer is not there.
+        UsageError: a layer saw values that are no numbers.
     """
     linears = linears_of(denoiser_of(runs.pipe))
     for name in layers:
@@ -138,11 +139,11 @@ class _Recorder:
 
     def inputs(self) -> LayerInputs | None:
         """What was taken; nothing if there were no rows."""
-        if not self._rows:
-            return None
         counts = [0] * len(self.statistics.count)
         for step, rows in self._rows:
             counts[step] += len(rows)
+        if not sum(counts):
+            return None
         return LayerInputs(
             statistics=self.statistics,
             rows=_in_order(self._rows),

@@ -271,9 +271,7 @@ class TestChoosing:
         rows = (("blocks.0", "CRCCR"), ("blocks.00", "CRCCR"), ("blocks.0.attn", "CRCCR"), ("blocks.2", "CCRCC"))
         base = dataclasses.replace(schedule, ops=rows, pruned=("blocks.3",))
         made = seed_schedules(found, base, bits=(20.0, 4.5, 4.0, 32.0), removals=(0, 2))
-        free, kept, least, plain, removed = (
-            made  # protection alone takes more than 4.5; 4 cannot be; 32 changes nothing
-        )
+        free, kept, least, plain, removed = made  # protection takes more than 4.5; 4 cannot be; 32 changes nothing
         assert {rule.weight for rule in free.precision} >= {"int8"}
         assert {rule.pattern for rule in kept.precision if rule.weight == "fp32"}
         assert [rule.weight for rule in least.precision] == ["int4"]
