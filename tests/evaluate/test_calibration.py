@@ -43,6 +43,11 @@ def low(plan4):
     return dataclasses.replace(plan4, precision=(LOW,))
 
 
+@pytest.fixture(scope="module")
+def made(tiny, tiny_workload, low):
+    return calibrate(tiny, tiny_workload, low, ("a", "bb", "ccc", "dddd"), POLICY, batch=2)
+
+
 @pytest.fixture
 def seen(tiny, tiny_runs, plan4):
     """All inputs of a layer by call, in one batch."""
@@ -119,14 +124,11 @@ class TestRecording:
 
 
 class TestCalibrating:
-    @pytest.fixture(scope="class")
-    def made(self, tiny, tiny_workload, low):
-        return calibrate(tiny, tiny_workload, low, ("a", "bb", "ccc", "dddd"), POLICY, batch=2)
-
     def test_every_low_bit_layer_is_fitted_and_none_gets_worse(self, made):
         assert list(made.layers) == [f"transformer_blocks.{i}.ff.net.2" for i in range(2)]
         for errors in made.layers.values():
-            assert [tool for tool, _ in errors] == ["plain", "smooth", "rounding", "bias"]
+            tried = [tool for tool, _ in errors]  # smoothing is only tried where some exponent helps
+            assert [tool for tool in tried if tool != "smooth"] == ["plain", "rounding", "bias"]
             assert [error for _, error in errors] == sorted((error for _, error in errors), reverse=True)
         assert made.count("rounding") >= 1
         assert (made.tools, made.errors, made.left_out) == (("smooth", "rounding", "bias"), (), ())
