@@ -112,7 +112,7 @@ def _solved(
     unit = max(float(np.abs(costs).max()), abs(limit), 1e-300) / _COST_RANGE
     found = milp(
         losses * (_LOSS_RANGE / max(float(losses.max()), 1e-300)),
-        integrality=np.ones(len(flat)),
+        integrality=np.ones(len(flat), dtype=np.int64),
         bounds=Bounds(0.0, 1.0),
         constraints=[
             LinearConstraint(one_each, 1.0, 1.0),
