@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from schedsearch import __version__
+from schedsearch.cli_formats import calibrate, sensitivity
 from schedsearch.cli_measure import bench, evaluate, profile
 from schedsearch.errors import SchedSearchError, UsageError
 
@@ -38,6 +39,8 @@ app = typer.Typer(
 app.add_typer(bench)
 app.command()(evaluate)
 app.command()(profile)
+app.command()(sensitivity)
+app.command()(calibrate)
 
 Model = Annotated[
     str,

@@ -13,7 +13,9 @@ from schedsearch import cli
 from schedsearch.errors import SchedSearchError
 from schedsearch.search import SEARCHERS
 
-VERBS = ("optimize", "generate", "show", "validate", "models", "evaluate", "profile", "bench")
+VERBS = (
+    "optimize", "generate", "show", "validate", "models", "evaluate", "profile", "sensitivity", "calibrate", "bench",
+)  # fmt: skip
 
 
 def program(*words, **options):

@@ -4,12 +4,14 @@ Every number of the README's and the docs' tables comes from here, by a command 
 a schedule at other resolutions, batches and step numbers than it was searched at.
 """
 
+from schedsearch.bench._calibration import CalibrateSettings, run_calibrate
 from schedsearch.bench._contest import ABLATION, CONTESTANTS, Contestant, ContestSettings, contest
 from schedsearch.bench._curves import Curve, curves_of, summary_of
 from schedsearch.bench._elsewhere import TransferSettings, run_transfer
 from schedsearch.bench._families import FAMILIES
 from schedsearch.bench._profile import ProfileSettings, run_profile
 from schedsearch.bench._report import run_contest
+from schedsearch.bench._sensitivity import SensitivitySettings, run_sensitivity
 from schedsearch.bench._speeds import SpeedSettings, run_speeds
 from schedsearch.bench._speeds_table import SpeedRow
 
@@ -17,17 +19,21 @@ __all__ = [
     "ABLATION",
     "CONTESTANTS",
     "FAMILIES",
+    "CalibrateSettings",
     "ContestSettings",
     "Contestant",
     "Curve",
     "ProfileSettings",
+    "SensitivitySettings",
     "SpeedRow",
     "SpeedSettings",
     "TransferSettings",
     "contest",
     "curves_of",
+    "run_calibrate",
     "run_contest",
     "run_profile",
+    "run_sensitivity",
     "run_speeds",
     "run_transfer",
     "summary_of",

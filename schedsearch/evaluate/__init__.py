@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from schedsearch.evaluate._calibrate import measure_cost
+    from schedsearch.evaluate._calibration import Calibrated, calibrate
     from schedsearch.evaluate._cost import CostModel
     from schedsearch.evaluate._evaluator import PipelineEvaluator
     from schedsearch.evaluate._held_out import HeldOutRow, evaluate_held_out
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
         paired_ratio,
     )
     from schedsearch.evaluate._latency_table import LatencyTable, read_table, write_table
-    from schedsearch.evaluate._linears import Linears, linears_of, resident_bytes, weight_bytes
+    from schedsearch.evaluate._latent_errors import LatentErrors
+    from schedsearch.evaluate._linears import Linears, base_word, linears_of, resident_bytes, weight_bytes
     from schedsearch.evaluate._macs import MacTable, count_macs, schedule_macs
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
+    from schedsearch.evaluate._policy import POLICIES, CalibrationPolicy, Scales, find_policy, parse_policy, policy_of
     from schedsearch.evaluate._prices import LinearPrices
     from schedsearch.evaluate._probing import measure_probe
     from schedsearch.evaluate._quality import (
@@ -37,20 +40,30 @@ if TYPE_CHECKING:
         find_metric,
     )
     from schedsearch.evaluate._reference import REFINEMENT
+    from schedsearch.evaluate._sensitivity import (
+        SensitivityMeter,
+        SensitivityPlan,
+        choices_of,
+        measure_sensitivities,
+    )
     from schedsearch.evaluate._trajectory import Trajectory
     from schedsearch.evaluate._transfer import Condition, TransferRow, evaluate_at, require_drawable
     from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
 
 __all__ = [
     "METRICS",
+    "POLICIES",
     "REFERENCES",
     "REFINEMENT",
+    "Calibrated",
+    "CalibrationPolicy",
     "CardStatus",
     "Condition",
     "CostModel",
     "HeldOutRow",
     "LatencySamples",
     "LatencyTable",
+    "LatentErrors",
     "LinearPrices",
     "Linears",
     "MacTable",
@@ -60,12 +73,18 @@ __all__ = [
     "QualityMetric",
     "Ratio",
     "ReferenceName",
+    "Scales",
+    "SensitivityMeter",
+    "SensitivityPlan",
     "TextEmbeds",
     "TimedRun",
     "Trajectory",
     "TransferRow",
     "Workload",
+    "base_word",
+    "calibrate",
     "cards",
+    "choices_of",
     "count_macs",
     "decode_latents",
     "device_name",
@@ -74,14 +93,18 @@ __all__ = [
     "evaluate_held_out",
     "find_card",
     "find_metric",
+    "find_policy",
     "initial_latents",
     "linears_of",
     "load_pipeline",
     "measure_cost",
     "measure_latency",
     "measure_probe",
+    "measure_sensitivities",
     "paired_ratio",
+    "parse_policy",
     "pipeline_kwargs",
+    "policy_of",
     "read_table",
     "require_drawable",
     "resident_bytes",
@@ -91,12 +114,21 @@ __all__ = [
 ]
 
 _HOME = {
+    "Calibrated": "_calibration",
+    "CalibrationPolicy": "_policy",
+    "POLICIES": "_policy",
+    "Scales": "_policy",
+    "calibrate": "_calibration",
+    "find_policy": "_policy",
+    "parse_policy": "_policy",
+    "policy_of": "_policy",
     "CardStatus": "_models",
     "Condition": "_transfer",
     "CostModel": "_cost",
     "HeldOutRow": "_held_out",
     "LatencySamples": "_latency",
     "LatencyTable": "_latency_table",
+    "LatentErrors": "_latent_errors",
     "LinearPrices": "_prices",
     "Linears": "_linears",
     "METRICS": "_quality",
@@ -109,12 +141,16 @@ _HOME = {
     "REFINEMENT": "_reference",
     "Ratio": "_latency",
     "ReferenceName": "_quality",
+    "SensitivityMeter": "_sensitivity",
+    "SensitivityPlan": "_sensitivity",
     "TextEmbeds": "_workload",
     "TimedRun": "_latency",
     "Trajectory": "_trajectory",
     "TransferRow": "_transfer",
     "Workload": "_workload",
+    "base_word": "_linears",
     "cards": "_models",
+    "choices_of": "_sensitivity",
     "count_macs": "_macs",
     "decode_latents": "_workload",
     "device_name": "_latency",
@@ -129,6 +165,7 @@ _HOME = {
     "measure_cost": "_calibrate",
     "measure_latency": "_latency",
     "measure_probe": "_probing",
+    "measure_sensitivities": "_sensitivity",
     "paired_ratio": "_latency",
     "pipeline_kwargs": "_workload",
     "read_table": "_latency_table",

@@ -101,7 +101,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType({
         Format(name="fp8_e4m3", bits=8, kind="float", maximum=448.0, dtype=torch.float8_e4m3fn),
         Format(name="fp8_e5m2", bits=8, kind="float", maximum=57344.0, dtype=torch.float8_e5m2),
         _whole("int8", 8, 0),
-        _whole("int4", 4, 64),
+        *(_whole(f"int{bits}", bits, 64) for bits in (6, 5, 4, 3, 2)),
         Format(name="fp4_e2m1", bits=4, kind="codes", maximum=6.0, codes=_FP4, block=64, dtype=torch.uint8),
         Format(name="nf4", bits=4, kind="codes", maximum=1.0, codes=_NF4, block=64, dtype=torch.uint8),
         Format(name="mxfp8", bits=8, kind="float", maximum=448.0, block=32, scale="e8m0", dtype=torch.float8_e4m3fn),

@@ -18,7 +18,8 @@ from schedsearch.schedule._parts import (
     TableTensor,
     rule_of,
 )
-from schedsearch.schedule._side import solver_table, with_solver_table
+from schedsearch.schedule._side import Tensor as SideTensor
+from schedsearch.schedule._side import solver_table, with_layer_tables, with_solver_table
 from schedsearch.schedule._vocabulary import (
     COMPUTE,
     CORRECTORS,
@@ -26,6 +27,7 @@ from schedsearch.schedule._vocabulary import (
     FAMILIES,
     FORECASTS,
     FORMAT,
+    MAX_SIDE_BYTES,
     MAX_STEPS,
     MODEL_ROW,
     NUMBER_FORMATS,
@@ -46,6 +48,7 @@ __all__ = [
     "FLUX_DEV",
     "FORECASTS",
     "FORMAT",
+    "MAX_SIDE_BYTES",
     "MAX_STEPS",
     "MODEL_ROW",
     "NUMBER_FORMATS",
@@ -66,6 +69,7 @@ __all__ = [
     "Provenance",
     "Schedule",
     "ScheduleVersionWarning",
+    "SideTensor",
     "Solver",
     "TableTensor",
     "Tables",
@@ -82,6 +86,7 @@ __all__ = [
     "solver_table",
     "to_ecad",
     "to_smoothcache",
+    "with_layer_tables",
     "with_solver_table",
     "write_atomically",
     "write_frontier",

@@ -212,9 +212,37 @@ def with_solver_table(schedule: Schedule, rows: Sequence[Sequence[float]]) -> Sc
     held = _held(schedule.tables) if kept else {}
     shape = (len(filled), width)
     held[SOLVER_TENSOR] = Tensor("F64", shape, struct.pack(f"<{len(numbers)}d", *numbers))
+    return _holding(schedule, held, {**{tensor.name: tensor.role for tensor in kept}, SOLVER_TENSOR: SOLVER_ROLE})
+
+
+def with_layer_tables(schedule: Schedule, tensors: Mapping[str, Tensor], *, role: str) -> Schedule:
+    """``schedule`` with these tensors in its tables, in place of all those of layers that it had.
+
+    Args:
+        schedule: any.
+        tensors: by name, as FORMAT.md M16 says; none takes all away.
+        role: what is said of each of them, behind the last part of its name: from which inputs they were found.
+
+    Raises:
+        ScheduleFormatError: if they are too many or too large, or the data of the solver's coefficients is missing.
+    """
+    old = schedule.tables.tensors if schedule.tables is not None else ()
+    kept = {tensor.name: tensor.role for tensor in old if tensor.name == SOLVER_TENSOR}
+    held = {SOLVER_TENSOR: _held(schedule.tables)[SOLVER_TENSOR]} if kept else {}
+    roles = {name: f"{name.rpartition('.')[2]}; {role}" for name in tensors}
+    return _holding(schedule, {**held, **tensors}, {**kept, **roles})
+
+
+def _holding(schedule: Schedule, held: Mapping[str, Tensor], roles: Mapping[str, str]) -> Schedule:
+    """The schedule with exactly these tensors."""
+    if not held:
+        return dataclasses.replace(schedule, tables=None)
     data = pack(held)
-    entry = TableTensor(name=SOLVER_TENSOR, shape=shape, dtype="F64", role=SOLVER_ROLE)
-    tables = Tables(sha256=hashlib.sha256(data).hexdigest(), tensors=(*kept, entry), data=data)
+    entries = tuple(
+        TableTensor(name=name, shape=tensor.shape, dtype=tensor.dtype, role=roles[name])
+        for name, tensor in held.items()
+    )
+    tables = Tables(sha256=hashlib.sha256(data).hexdigest(), tensors=entries, data=data)
     return dataclasses.replace(schedule, tables=tables)
 
 

@@ -33,12 +33,15 @@ ESTIMATING = ("dpm", "unipc")
 TABLE_FAMILY = "table"
 SOLVER_TENSOR = "solver"
 """Name of the side file's tensor that holds the coefficients of `TABLE_FAMILY` steps."""
-NUMBER_FORMATS = ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "fp4_e2m1", "nf4", "mxfp8", "nvfp4")
+NUMBER_FORMATS = (
+    "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int6", "int5", "int4", "int3", "int2", "fp4_e2m1", "nf4",
+    "mxfp8", "nvfp4",
+)  # fmt: skip
 FLOAT_FORMATS = NUMBER_FORMATS[:3]
 """Formats that are dtypes of every device, without scales."""
 ROW_FORMATS = ("fp8_e4m3", "fp8_e5m2", "int8")
 """Formats whose scales are one per row unless a rule says otherwise."""
-GROUP_FORMATS = ("int4", "fp4_e2m1", "nf4")
+GROUP_FORMATS = ("int6", "int5", "int4", "int3", "int2", "fp4_e2m1", "nf4")
 """Formats whose weights have one scale per group unless a rule says otherwise."""
 SCALES = ("default", "row", "tensor")
 MAX_LOW_RANK = 1024

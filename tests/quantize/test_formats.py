@@ -74,6 +74,16 @@ class TestGrids:
         x = torch.linspace(-9, 9, 20001)
         assert fake(x, "int4", scale=ONE).unique().tolist() == list(range(-7, 8))
 
+    @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+    def test_whole_numbers_of_few_bits_are_symmetric_in_groups_of_64(self, bits):
+        fmt = FORMATS[f"int{bits}"]
+        top = 2 ** (bits - 1) - 1
+        assert (fmt.bits, fmt.maximum, fmt.block) == (bits, top, 64)
+        assert fmt.codes == tuple(range(-top - 1, top + 1))
+        x = torch.linspace(-top - 2, top + 2, 4001)
+        assert fake(x, fmt, scale=ONE).unique().tolist() == list(range(-top, top + 1))
+        assert torch.equal(fake(x, fmt, scale=ONE), x.round().clamp(-top, top))
+
     def test_int8_uses_all_but_its_least_code(self):
         x = torch.linspace(-200, 200, 40001)
         assert fake(x, "int8", scale=ONE).unique().tolist() == list(range(-127, 128))
@@ -205,6 +215,8 @@ class TestScales:
             ("fp8_e4m3", "row", (6, 1)),
             ("int4", "default", (6, 3)),
             ("nf4", "default", (6, 3)),
+            ("int6", "default", (6, 3)),
+            ("int2", "row", (6, 1)),
             ("int4", "row", (6, 1)),
             ("fp4_e2m1", "tensor", (1, 1)),
             ("mxfp8", "default", (6, 5)),
@@ -257,8 +269,8 @@ class TestScales:
 
     def test_unknown_words_and_scales_for_casts_are_refused(self):
         x = torch.ones(2, 2)
-        with pytest.raises(UsageError, match=r"format: found 'int3', expected one of fp32, bf16"):
-            format_of("int3")
+        with pytest.raises(UsageError, match=r"format: found 'int7', expected one of fp32, bf16"):
+            format_of("int7")
         with pytest.raises(UsageError, match=r"scales: found 'column', expected one of default, row, tensor"):
             quantized(x, "int8", scales="column")
         with pytest.raises(UsageError, match=r"scale: found one for bf16, expected none"):
@@ -272,6 +284,8 @@ class TestScales:
         ("int8", {}, 8 + 32 / 100),
         ("int8", {"scales": "tensor"}, 8 + 32 / 5000),
         ("int4", {}, 4 + 2 * 32 / 100),
+        ("int6", {}, 6 + 2 * 32 / 100),
+        ("int2", {}, 2 + 2 * 32 / 100),
         ("mxfp8", {}, 8 + 4 * 8 / 100),
         ("nvfp4", {}, 4 + 7 * 8 / 100 + 32 / 5000),
         ("int4", {"scales": "row", "rank": 2}, 4 + 32 / 100 + 2 * 150 * 16 / 5000),

@@ -133,7 +133,7 @@ class TestSchema:
             ("guidance", [None, 1, 1, 1]),
             ("pruned", ["a", "a"]),
             ("steps", {"sigma": [1.0]}),
-            ("precision", [{"pattern": "*", "weight": "int3", "activation": "bf16"}]),
+            ("precision", [{"pattern": "*", "weight": "int7", "activation": "bf16"}]),
             ("precision", [{"pattern": "*", "weight": "int8", "activation": "bf16", "scales": "group"}]),
             ("precision", [{"pattern": "*", "weight": "int8", "activation": "bf16", "rank": -1}]),
             ("tables", {"sha256": "c" * 64, "tensors": []}),

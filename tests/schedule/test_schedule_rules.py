@@ -86,7 +86,7 @@ BROKEN = [
     ({"guidance": (1.0,)}, "guidance", "R12", "1 values, expected 4, one per step"),
     ({"guidance": (1.0, NAN, None, 1.0)}, "guidance[1]", "R12", "found nan"),
     ({"guidance": (1.0, "-", None, 1.0)}, "guidance[1]", "R12", "found '-'"),
-    (rule(weight="int3"), "precision[0].weight", "R13", "one of fp32, bf16"),
+    (rule(weight="int7"), "precision[0].weight", "R13", "one of fp32, bf16"),
     (rule(activation=8), "precision[0].activation", "R13", "found 8"),
     (rule(pattern="a b"), "precision[0].pattern", "R13", "a glob"),
     (rule(pattern="a*" * 9), "precision[0].pattern", "R13", "9 times '*', expected at most 8"),
