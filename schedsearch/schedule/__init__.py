@@ -3,13 +3,15 @@
 from schedsearch.schedule._budget import Budget, parse_budget
 from schedsearch.schedule._canonical import canonical_bytes
 from schedsearch.schedule._codec import ScheduleVersionWarning, dumps, loads, read_schedule, write_schedule
+from schedsearch.schedule._correction import CORRECTION, corrected_row, corrections
 from schedsearch.schedule._ecad_cost import FLUX_DEV, FluxStructure, ecad_macs
 from schedsearch.schedule._files import write_atomically
 from schedsearch.schedule._frontier import FrontierEntry, FrontierIndex, read_frontier, write_frontier
 from schedsearch.schedule._interchange import from_ecad, from_smoothcache, to_ecad, to_smoothcache
 from schedsearch.schedule._model import Schedule
 from schedsearch.schedule._parts import Measurement, ModelRef, PrecisionRule, Provenance, Solver, Tables, TableTensor
-from schedsearch.schedule._side import solver_table, with_solver_table
+from schedsearch.schedule._side import Tensor as SideTensor
+from schedsearch.schedule._side import solver_table, with_solver_table, with_tensors
 from schedsearch.schedule._vocabulary import (
     COMPUTE,
     CORRECTORS,
@@ -31,6 +33,7 @@ from schedsearch.schedule._vocabulary import (
 
 __all__ = [
     "COMPUTE",
+    "CORRECTION",
     "CORRECTORS",
     "ESTIMATES",
     "FAMILIES",
@@ -57,10 +60,13 @@ __all__ = [
     "Provenance",
     "Schedule",
     "ScheduleVersionWarning",
+    "SideTensor",
     "Solver",
     "TableTensor",
     "Tables",
     "canonical_bytes",
+    "corrected_row",
+    "corrections",
     "dumps",
     "ecad_macs",
     "from_ecad",
@@ -73,6 +79,7 @@ __all__ = [
     "to_ecad",
     "to_smoothcache",
     "with_solver_table",
+    "with_tensors",
     "write_atomically",
     "write_frontier",
     "write_schedule",

@@ -207,14 +207,33 @@ def with_solver_table(schedule: Schedule, rows: Sequence[Sequence[float]]) -> Sc
     if any(len(row) != width for row in filled):
         found = f"rows of {max(map(len, filled))} coefficients"
         raise ScheduleFormatError("tables.tensors", found=found, expected=f"at most {width} in each", rule="R15")
+    raw = struct.pack(f"<{len(numbers)}d", *numbers)
+    return with_tensors(schedule, {SOLVER_TENSOR: Tensor("F64", (len(filled), width), raw)}, role=SOLVER_ROLE)
+
+
+def with_tensors(
+    schedule: Schedule, tensors: Mapping[str, Tensor], *, role: str, without: Sequence[str] = ()
+) -> Schedule:
+    """``schedule`` with these tensors in its side file, in place of those of the same names.
+
+    Args:
+        schedule: whose tables are changed.
+        tensors: by name.
+        role: what they are for, in words.
+        without: names of tensors that are dropped.
+
+    Raises:
+        ScheduleFormatError: if they do not fit the schedule, or the data of those that stay is missing.
+    """
     old = schedule.tables.tensors if schedule.tables is not None else ()
-    kept = tuple(tensor for tensor in old if tensor.name != SOLVER_TENSOR)
-    held = _held(schedule.tables) if kept else {}
-    shape = (len(filled), width)
-    held[SOLVER_TENSOR] = Tensor("F64", shape, struct.pack(f"<{len(numbers)}d", *numbers))
+    kept = tuple(tensor for tensor in old if tensor.name not in tensors and tensor.name not in without)
+    held = {name: tensor for name, tensor in (_held(schedule.tables) if kept else {}).items() if name not in without}
+    held |= tensors
+    if not held:
+        return dataclasses.replace(schedule, tables=None)
     data = pack(held)
-    entry = TableTensor(name=SOLVER_TENSOR, shape=shape, dtype="F64", role=SOLVER_ROLE)
-    tables = Tables(sha256=hashlib.sha256(data).hexdigest(), tensors=(*kept, entry), data=data)
+    entries = (TableTensor(name=name, shape=t.shape, dtype=t.dtype, role=role) for name, t in tensors.items())
+    tables = Tables(sha256=hashlib.sha256(data).hexdigest(), tensors=(*kept, *entries), data=data)
     return dataclasses.replace(schedule, tables=tables)
 
 
