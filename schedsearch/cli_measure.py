@@ -229,6 +229,48 @@ def speeds(
     )
 
 
+@bench.command()
+def cachequant(
+    *,
+    model: Model = "flux-mini",
+    out: Out = Path("runs/bench-cachequant"),
+    only: Annotated[str, typer.Option(metavar="NAMES", help="W8A8, W4A8 or both, separated by commas.")] = "",
+    computed: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Steps that run the denoiser, separated by commas.")
+    ] = "14,9,7,5",
+    prompts: Annotated[int, typer.Option(metavar="N", help="Calibration prompts to fit on.", min=1)] = 16,
+    held_out: Annotated[int, typer.Option(metavar="N", help="Held-out prompts to measure on.", min=1)] = 32,
+    into: Into = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Choose reuse and low bits together or one after the other, corrected and not, at equal MACs and bits."""
+    from schedsearch.bench import CacheQuantSettings, run_cachequant
+    from schedsearch.bench._cachequant import FORMATS
+
+    run_cachequant(
+        CacheQuantSettings(
+            model=model,
+            out=out,
+            formats=_names(only, FORMATS),
+            computed=_numbers(computed),
+            prompts=prompts,
+            held_out=held_out,
+            into=into,
+            device=device,
+            dtype=dtype,
+        )
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if not word.isascii() or not word.isdigit():
+            raise UsageError(f"--computed: found {word!r}, expected whole numbers separated by commas.")
+    return tuple(map(int, words))
+
+
 def _contest(
     known: Mapping[str, Contestant],
     only: str,

@@ -13,7 +13,7 @@ from schedsearch import cli
 from schedsearch.errors import SchedSearchError
 from schedsearch.search import SEARCHERS
 
-VERBS = ("optimize", "generate", "show", "validate", "models", "evaluate", "profile", "bench")
+VERBS = ("optimize", "correct", "generate", "show", "validate", "models", "evaluate", "profile", "bench")
 
 
 def program(*words, **options):

@@ -4,6 +4,7 @@ Every number of the README's and the docs' tables comes from here, by a command 
 a schedule at other resolutions, batches and step numbers than it was searched at.
 """
 
+from schedsearch.bench._cachequant import CacheQuantRow, CacheQuantSettings, run_cachequant
 from schedsearch.bench._contest import ABLATION, CONTESTANTS, Contestant, ContestSettings, contest
 from schedsearch.bench._curves import Curve, curves_of, summary_of
 from schedsearch.bench._elsewhere import TransferSettings, run_transfer
@@ -17,6 +18,8 @@ __all__ = [
     "ABLATION",
     "CONTESTANTS",
     "FAMILIES",
+    "CacheQuantRow",
+    "CacheQuantSettings",
     "ContestSettings",
     "Contestant",
     "Curve",
@@ -26,6 +29,7 @@ __all__ = [
     "TransferSettings",
     "contest",
     "curves_of",
+    "run_cachequant",
     "run_contest",
     "run_profile",
     "run_speeds",

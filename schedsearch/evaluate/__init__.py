@@ -9,7 +9,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from schedsearch.evaluate._affine import AffineFit, AffineSums
     from schedsearch.evaluate._calibrate import measure_cost
+    from schedsearch.evaluate._correction import (
+        LAYER_TABLES,
+        Corrected,
+        CorrectionError,
+        LayerTables,
+        correct_layers,
+        correct_rows,
+        final_errors,
+        full_latents,
+        without_corrections,
+    )
     from schedsearch.evaluate._cost import CostModel
     from schedsearch.evaluate._evaluator import PipelineEvaluator
     from schedsearch.evaluate._held_out import HeldOutRow, evaluate_held_out
@@ -36,25 +48,32 @@ if TYPE_CHECKING:
         ReferenceName,
         find_metric,
     )
-    from schedsearch.evaluate._reference import REFINEMENT
+    from schedsearch.evaluate._reference import REFINEMENT, PairedRuns
     from schedsearch.evaluate._trajectory import Trajectory
     from schedsearch.evaluate._transfer import Condition, TransferRow, evaluate_at, require_drawable
     from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
 
 __all__ = [
+    "LAYER_TABLES",
     "METRICS",
     "REFERENCES",
     "REFINEMENT",
+    "AffineFit",
+    "AffineSums",
     "CardStatus",
     "Condition",
+    "Corrected",
+    "CorrectionError",
     "CostModel",
     "HeldOutRow",
     "LatencySamples",
     "LatencyTable",
+    "LayerTables",
     "LinearPrices",
     "Linears",
     "MacTable",
     "ModelCard",
+    "PairedRuns",
     "Pictures",
     "PipelineEvaluator",
     "QualityMetric",
@@ -66,14 +85,18 @@ __all__ = [
     "TransferRow",
     "Workload",
     "cards",
+    "correct_layers",
+    "correct_rows",
     "count_macs",
     "decode_latents",
     "device_name",
     "encode_prompts",
     "evaluate_at",
     "evaluate_held_out",
+    "final_errors",
     "find_card",
     "find_metric",
+    "full_latents",
     "initial_latents",
     "linears_of",
     "load_pipeline",
@@ -87,21 +110,29 @@ __all__ = [
     "resident_bytes",
     "schedule_macs",
     "weight_bytes",
+    "without_corrections",
     "write_table",
 ]
 
 _HOME = {
+    "AffineFit": "_affine",
+    "AffineSums": "_affine",
     "CardStatus": "_models",
     "Condition": "_transfer",
+    "Corrected": "_correction",
+    "CorrectionError": "_correction",
     "CostModel": "_cost",
     "HeldOutRow": "_held_out",
+    "LAYER_TABLES": "_correction",
     "LatencySamples": "_latency",
     "LatencyTable": "_latency_table",
+    "LayerTables": "_correction",
     "LinearPrices": "_prices",
     "Linears": "_linears",
     "METRICS": "_quality",
     "MacTable": "_macs",
     "ModelCard": "_models",
+    "PairedRuns": "_reference",
     "Pictures": "_quality",
     "PipelineEvaluator": "_evaluator",
     "QualityMetric": "_quality",
@@ -115,14 +146,18 @@ _HOME = {
     "TransferRow": "_transfer",
     "Workload": "_workload",
     "cards": "_models",
+    "correct_layers": "_correction",
+    "correct_rows": "_correction",
     "count_macs": "_macs",
     "decode_latents": "_workload",
     "device_name": "_latency",
     "encode_prompts": "_workload",
     "evaluate_at": "_transfer",
     "evaluate_held_out": "_held_out",
+    "final_errors": "_correction",
     "find_card": "_models",
     "find_metric": "_quality",
+    "full_latents": "_correction",
     "initial_latents": "_noise",
     "linears_of": "_linears",
     "load_pipeline": "_models",
@@ -136,6 +171,7 @@ _HOME = {
     "resident_bytes": "_linears",
     "schedule_macs": "_macs",
     "weight_bytes": "_linears",
+    "without_corrections": "_correction",
     "write_table": "_latency_table",
 }
 

@@ -6,10 +6,11 @@ run. *Rows*: the value that a row reuses or forecasts towards what the full run 
 they will, with their own correction.
 
 Rows are fitted *on policy* by default: the run from which a step is fitted has the corrections of all steps before it,
-because that is the run the correction will meet. It takes one run per group of steps between two kept values, each only
-as far as that group, so about half as many scheduled runs as there are groups. In one pass (``on_policy=False``) all steps are fitted from one
-uncorrected run: cheaper, and what is kept late is then not quite what the corrected run keeps. Layers see the difference
-between themselves and their base on the same input, which hardly depends on earlier corrections: one pass.
+because that is the run the correction will meet. It takes one run per group of steps between two kept
+values, each only as far as that group: about half as many scheduled runs as there are groups. In one pass
+(``on_policy=False``) all steps are fitted from one uncorrected run: cheaper, and what is kept late is then not quite what
+the corrected run keeps. Layers are fitted in one pass: what tells one from its base on the same input hardly depends on
+earlier corrections.
 
 Nothing but the caches is looked at, so runs are those of the pipeline, bit for bit. Does not know prompts or files.
 """
@@ -324,9 +325,7 @@ def full_schedule(schedule: Schedule) -> Schedule:
         Solver(family="adams" if s.order > 1 else "euler", order=s.order) if s.family == "table" else s
         for s in schedule.solver
     )
-    return replace(
-        schedule, solver=solver, ops=(), precision=(), pruned=(), tables=None, measured=()
-    )
+    return replace(schedule, solver=solver, ops=(), precision=(), pruned=(), tables=None, measured=())
 
 
 def _fitted(
