@@ -2,8 +2,9 @@
 
 For every number format and number of computed steps, so at equal MACs and bits: evenly spaced steps; the dynamic
 programme on the full-precision run, then rounding; the same on what the low-bit run gives; and on what is left of that
-after the best correction. Each as it is, with corrected rows, and with corrected layers and rows; the final error counts,
-on held-out prompts. What was measured is kept, so a run that was stopped goes on. Does not know how anything is fitted.
+after the best correction. Each as it is, with corrected rows, and with corrected layers and rows. What counts is the
+final error on held-out prompts. What was measured is kept, so a run that was stopped goes on. Does not know how
+anything is fitted.
 """
 
 from __future__ import annotations
@@ -288,8 +289,8 @@ def _write(bench: Bench, settings: CacheQuantSettings, rows: Sequence[CacheQuant
     n = min(settings.held_out, len(bench.held_out.prompts))
     origin = (
         f"Relative error of the final latents against the plain full-precision run of {bench.plain.n_steps} steps, "
-        f"{n} held-out prompts ({bench.held_out.name} sha256:{bench.held_out.sha256[:16]}), probes and corrections from "
-        f"{min(settings.prompts, len(bench.prompts.prompts))} calibration prompts; {device_name(settings.device)}, "
+        f"{n} held-out prompts ({bench.held_out.name} sha256:{bench.held_out.sha256[:16]}), probes and corrections "
+        f"from {min(settings.prompts, len(bench.prompts.prompts))} calibration prompts; {device_name(settings.device)}, "
         f"{settings.dtype}. Rows of one format and number of computed steps have equal MACs and bits."
     )
     text = f"{markdown(HEADER, cells)}\n\n{summary(rows)}\n\n{origin}"

@@ -1,8 +1,8 @@
 """One scale and one shift per channel by least squares, from sums that are taken up as values come.
 
 For values ``c`` and what they should be, ``g``, the fit is ``g ~ a c + b`` with ``a = cov(c, g) / var(c)`` and
-``b = mean(g) - a mean(c)`` (Liu et al. 2025, "CacheQuant", arXiv 2503.01323, section on decoupled error correction). Kept are
-the sums of ``d = g - c`` in place of ``g``: equal values then give exact zeros, hence exactly the scale 1 and the shift 0.
+``b = mean(g) - a mean(c)`` (Liu et al. 2025, "CacheQuant", arXiv 2503.01323, section on decoupled error correction).
+Sums are kept of ``d = g - c`` in place of ``g``: equal values then give exact zeros, hence exactly scale 1 and shift 0.
 Knows nothing of models.
 """
 

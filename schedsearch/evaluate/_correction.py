@@ -1,16 +1,15 @@
-"""Decoupled error correction (Liu et al. 2025, "CacheQuant", arXiv 2503.01323): what reuse and what rounding do to a run.
+"""Decoupled error correction (Liu et al. 2025, "CacheQuant", arXiv 2503.01323): making up for reuse and for rounding.
 
-Two fits of a scale and a shift per step and channel, each towards the full-precision run of the same steps from the same
-noise. *Layers*: a low-bit layer's output towards that of the layer it is made of, on the input it meets in the scheduled
-run. *Rows*: the value that a row reuses or forecasts towards what the full run computes there; low-bit layers take part as
-they will, with their own correction.
+Two fits of a scale and a shift per step and channel, each towards full precision. *Layers*: a low-bit layer's output
+towards that of the layer it is made of, on the input it meets in the scheduled run. *Rows*: the value that a row reuses
+or forecasts towards what the full-precision run of the same steps computes there from the same noise; low-bit layers
+take part as they will, with their own correction.
 
 Rows are fitted *on policy* by default: the run from which a step is fitted has the corrections of all steps before it,
-because that is the run the correction will meet. It takes one run per group of steps between two kept
-values, each only as far as that group: about half as many scheduled runs as there are groups. In one pass
-(``on_policy=False``) all steps are fitted from one uncorrected run: cheaper, and what is kept late is then not quite what
-the corrected run keeps. Layers are fitted in one pass: what tells one from its base on the same input hardly depends on
-earlier corrections.
+because that is the run the correction will meet. It takes one run per group of steps between two kept values, each only
+as far as that group: about half as many scheduled runs as there are groups. In one pass (``on_policy=False``) all steps
+are fitted from one uncorrected run: cheaper, and what is kept late is then not quite what the corrected run keeps.
+Layers are fitted in one pass: what tells one from its base on the same input hardly depends on earlier corrections.
 
 Nothing but the caches is looked at, so runs are those of the pipeline, bit for bit. Does not know prompts or files.
 """
@@ -18,7 +17,7 @@ Nothing but the caches is looked at, so runs are those of the pipeline, bit for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ from schedsearch.evaluate._affine import AffineFit, AffineSums
 from schedsearch.evaluate._quality import METRICS
 from schedsearch.evaluate._reference import PairedRuns
 from schedsearch.runtime import Handle, apply, denoiser_of, topology_of
-from schedsearch.runtime._plan import KEEP, RUNS, Plan, Site
+from schedsearch.runtime._plan import KEEP, Plan, Site
 from schedsearch.runtime._precision import linears_of
 from schedsearch.runtime._solver import Call, History
 from schedsearch.runtime._state import RunState
@@ -151,9 +150,7 @@ class _Layers:
     def __init__(self, handle: Handle, *, is_per_step: bool) -> None:
         self._handle = handle
         linears = linears_of(denoiser_of(handle._pipe))
-        self._linears = {
-            entry.name: linears[entry.name] for entry in handle._layers.layers if entry.layer is not None
-        }
+        self._linears = {entry.name: linears[entry.name] for entry in handle._layers.layers if entry.layer is not None}
         n_steps = handle.schedule.n_steps
         size = sum(8 * n_steps * linear.out_features for linear in self._linears.values())
         self._is_per_step = is_per_step and size <= LAYER_BYTES
@@ -359,10 +356,8 @@ def _fitted(
                     raise _Reached
 
             handle.on_call = note
-            try:
+            with suppress(_Reached):
                 runs.latents(start, stop, steps=schedule.n_steps)
-            except _Reached:
-                pass
     return {place: [each.fit() for each in found] for place, found in sums.items()}
 
 
@@ -378,7 +373,10 @@ def _identity(table: Tensor) -> Tensor:
 
 
 def _stored(
-    schedule: Schedule, found: Mapping[str, Sequence[AffineFit]], *, shape: Callable[[Sequence[AffineFit]], tuple[int, ...]]
+    schedule: Schedule,
+    found: Mapping[str, Sequence[AffineFit]],
+    *,
+    shape: Callable[[Sequence[AffineFit]], tuple[int, ...]],
 ) -> Corrected:
     """``schedule`` with the tensors that correct something."""
     tensors: dict[str, SideTensor] = {}

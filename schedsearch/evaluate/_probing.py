@@ -46,8 +46,8 @@ def measure_probe(
     tables: Tables | None = None,
     is_corrected: bool = False,
 ) -> tuple[Probe, int]:
-    """Return the probe of ``pipe`` over ``prompts``, and the denoiser evaluations it took: one plain run each, and one in
-    low bits if there are rules.
+    """Return the probe of ``pipe`` over ``prompts``, and the denoiser evaluations it took: one plain run each, and one
+    in low bits if there are rules.
 
     Args:
         pipe: the pipeline, without a schedule applied.

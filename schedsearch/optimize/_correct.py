@@ -1,7 +1,7 @@
 """`schedsearch correct`: finishes a schedule with stored corrections of what reuse and rounding do to it.
 
-A half of the correction stays only if it lowers the final error on calibration prompts that it was not fitted on; what is
-written is measured on held-out ones. Knows nothing of how corrections are fitted.
+A half of the correction stays only if it lowers the final error on calibration prompts that it was not fitted on; what
+is written is measured on held-out ones. Knows nothing of how corrections are fitted.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def run_correct(settings: CorrectSettings, display: Display | None = None) -> Pa
         some = held_out.prompts[: settings.prompts]
         measured = _measured(settings, runs(some, HELD_OUT_SEED), (bare, found), held_out)
     display.line(
-        f"Held out ({len(some)} prompts of {held_out.name}): {measured[0].value:.4f} as it was, {measured[1].value:.4f} "
-        "corrected"
+        f"Held out ({len(some)} prompts of {held_out.name}): {measured[0].value:.4f} as it was, "
+        f"{measured[1].value:.4f} corrected"
     )
     origin = Provenance(parents=(schedule.id,), created_by=f"schedsearch {__version__}", note="corrected")
     write_schedule(replace(found, measured=(measured[1],), provenance=origin), settings.target)
@@ -175,8 +175,8 @@ def _require_work(settings: CorrectSettings, schedule: Schedule) -> None:
         raise UsageError(f"--layers: found {settings.layers!r}, expected one of {', '.join(LAYER_TABLES)}.")
     if not _has_predictions(schedule) and (not schedule.precision or settings.layers == "none"):
         raise UsageError(
-            f"{settings.source}: found no row that reuses or forecasts, and no low-bit layer to correct; expected one or "
-            "the other. There is nothing that a correction could make up for."
+            f"{settings.source}: found no row that reuses or forecasts, and no low-bit layer to correct; expected one "
+            "or the other. There is nothing that a correction could make up for."
         )
     if settings.target.resolve() == settings.source.resolve():
         raise UsageError(f"--out: found {settings.target}, the schedule itself; expected another file.")

@@ -6,9 +6,9 @@ With ``Qw`` and ``Qa`` rounding to the formats of weight and activation (FORMAT.
     W s = L1 L2 + R
     y   = Qa(x / s) Qw(R)^T + bias + ((x / s) L2^T) L1^T
 
-An affine correction ``scale * y + shift`` per output channel (Liu et al. 2025, "CacheQuant", arXiv 2503.01323) that holds
-for all steps costs nothing: it is folded into the scales of the weight's rows, the branch and the bias. One per step is
-one fused multiply-add.
+An affine correction ``scale * y + shift`` per output channel (Liu et al. 2025, "CacheQuant", arXiv 2503.01323) that
+holds for all steps costs nothing: it is folded into the scales of the weight's rows, the branch and the bias. One per
+step is one fused multiply-add.
 
 The layer it is made of stays as it is and is needed again: for `QuantLinear.base`, and when the input comes to another
 device than that the product was made for. So a low-bit layer takes memory on top of it (`QuantLinear.n_bytes`).

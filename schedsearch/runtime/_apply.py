@@ -52,9 +52,7 @@ class Handle:
         self._program_from = lru_cache(maxsize=64)(partial(_calls, schedule, solver_table(schedule)))
         second = {call.step: call.sigma for call in self.calls if call.extra}
         self._plan_from = lru_cache(maxsize=64)(
-            partial(
-                plan, schedule, lists, second=second, keep_outputs=keep_outputs, corrections=corrections(schedule)
-            )
+            partial(plan, schedule, lists, second=second, keep_outputs=keep_outputs, corrections=corrections(schedule))
         )
         self._restored: Snapshot | None = None
         first = self.plan

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from schedsearch.errors import ApplyError
+
 Scalars = tuple[Tensor, ...]
 """0-dimensional float32 tensors on the denoiser's device: reading them needs no synchronisation."""
 
@@ -47,7 +49,7 @@ class Cache:
             differences[len(scales)].copy_(carry)
 
     def predict(self, weights: Scalars, affines: Sequence[Affine] = ()) -> list[Tensor]:
-        """Returns the forecast per stream: the kept value itself without ``weights`` and correction, else a new tensor.
+        """Returns the forecast per stream: the kept value itself without weights and correction, else a new tensor.
 
         Args:
             weights: of the divided differences; their number is the order.
@@ -55,6 +57,11 @@ class Cache:
         """
         if not affines:
             return [_evaluate(differences, weights, None) for differences in self.levels]
+        if len(affines) != len(self.levels):
+            raise ApplyError(
+                f"correction: found {len(affines)} streams for a value of {len(self.levels)}, expected as many: a module "
+                "gives more here than where the correction was fitted (an image-prompt adapter?). Fit it again."
+            )
         pairs = zip(self.levels, affines, strict=True)
         return [_evaluate(differences, weights, affine) for differences, affine in pairs]
 

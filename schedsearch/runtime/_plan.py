@@ -4,8 +4,9 @@ A *site* is a place whose output is cached: the whole denoiser, a run of adjacen
 component. The plan says for every site and every step whether it computes, computes and keeps, predicts or is skipped,
 and with which numbers. All of it follows from the rows, the sigmas and the first step, so nothing is decided while
 sampling. Where a step calls the denoiser twice, the second call does what its step does, at its own sigma, and keeps
-nothing (FORMAT.md M11). Of a correction (M17) the plan says at which steps a site has one, and what tells it from others;
-its numbers are not the plan's business. Knows nothing of torch, and nothing of solvers but where their second calls are.
+nothing (FORMAT.md M11). Of a correction (M17) the plan says at which steps a site has one, and what tells it from
+others; its numbers are not the plan's business. Knows nothing of torch, and nothing of solvers but where their second
+calls are.
 
 Forecasts are Newton's divided differences with the newest value first. With values ``f(s0), f(s1), ...`` kept at noise
 levels ``s0, s1, ...`` (newest first),

@@ -174,9 +174,9 @@ def layer_tables(schedule: Schedule) -> dict[str, dict[str, Tensor]]:
     for name in names:
         if "." not in name or name.rpartition(".")[2] not in TABLES:
             raise UnsupportedFeatureError(
-                f"tables.tensors.{name}: found a tensor that this release does not know, expected {SOLVER_TENSOR!r} "
-                f"a row's name and .{CORRECTION}, or a layer's name and {', '.join(f'.{word}' for word in TABLES)}. Use "
-                "a schedule without it, or a release that replays it."
+                f"tables.tensors.{name}: found a tensor that this release does not know, expected {SOLVER_TENSOR!r}, "
+                f"a row's name and .{CORRECTION}, or a layer's name and {', '.join(f'.{word}' for word in TABLES)}. "
+                "Use a schedule without it, or a release that replays it."
             )
     if not names or schedule.tables is None:
         return {}

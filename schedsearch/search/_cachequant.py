@@ -4,8 +4,8 @@ Which steps of the default grid compute, exactly, for every budget. Steps are cu
 a group computes and the others reuse its output. ``D(i, j)`` is what the group i..j-1 loses and the sum over groups is
 least. As published (section on DPS), ``D(i, j) = sum_{i <= t < j} |X_t - X_i|_1`` of features X of one plain run (from
 the probe), and for an interval N there are ``ceil(T / N)`` groups of ``ceil(N / 2) .. 2 N`` steps. Where the probe also
-holds the features ``Q X`` of the same run in low bits, it is ``D_q(i, j) = sum_{i <= t < j} |X_t - Q X_i|_1``: what reuse and
-rounding lose together, as the schedule will run (the paper's own cost leaves rounding out).
+knows the features ``Q X`` of the same run in low bits, it is ``D_q(i, j) = sum_{i <= t < j} |X_t - Q X_i|_1``: what
+reuse and rounding lose together, as the schedule will run (the paper's own cost leaves rounding out).
 
 Options. ``cost="final"`` measures ``D(i, j)`` as the error of the final image when only this group reuses; these runs
 are candidates like any other, so their cost is counted. ``rule="minimax"`` makes the worst group as good as it can be,
@@ -44,8 +44,8 @@ class CacheQuantConfig:
     """Options of `CacheQuant`.
 
     Attributes:
-        cost: ``l1`` takes the loss of a group from the probe (its ``low_bit``, if it has that), ``final`` measures it; empty is ``l1`` with a probe and
-            ``final`` without.
+        cost: ``l1`` takes the loss of a group from the probe (its ``low_bit``, if it has that), ``final`` measures it;
+            empty is ``l1`` with a probe and ``final`` without.
         rule: ``sum`` or ``minimax``.
         intervals: the paper's N, one schedule each; empty is all of them.
         budgets: numbers of computed steps, with bounds from the mean length of a group; empty is all of them.

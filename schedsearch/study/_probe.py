@@ -60,8 +60,8 @@ class Probe:
         floor: mean squared difference between final samples that no plan could go below, because they differ in
             rounding only; 0 if unknown.
         scale: mean squared error of images in [0, 1] per mean squared error of final samples; 1 if unknown.
-        low_bit: `(n_steps, n_steps)` mean of ``|v_t - q_i|``, index t first, where ``q`` are the outputs of the same run
-            with low-bit layers: what is lost by giving ``q_i`` for ``v_t``, at ``t = i`` by rounding alone. Not
+        low_bit: `(n_steps, n_steps)` mean of ``|v_t - q_i|``, index t first, where ``q`` are the outputs of the same
+            run with low-bit layers: what is lost by giving ``q_i`` for ``v_t``, at ``t = i`` by rounding alone. Not
             symmetric. ``None`` without such a run.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Corrections of rows and layers: exact where the truth is affine, never worse on what was fitted, nothing left behind."""
+"""Corrections of rows and layers: exact where the truth is affine, never worse on what was fitted, nothing left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from schedsearch.errors import UsageError
+from schedsearch.evaluate import _correction as correction
 from schedsearch.evaluate import (
     correct_layers,
     correct_rows,
@@ -15,7 +16,6 @@ from schedsearch.evaluate import (
     full_latents,
     without_corrections,
 )
-from schedsearch.evaluate import _correction as correction
 from schedsearch.evaluate._correction import full_schedule, rounds_of
 from schedsearch.runtime import apply
 from schedsearch.runtime._plan import plan
@@ -118,7 +118,9 @@ class TestRows:
     def test_nothing_is_corrected_where_reuse_changes_nothing(self, tiny, monkeypatch, tiny_runs, tiny_plan):
         still = torch.randn(1, 16, 4, generator=torch.Generator().manual_seed(3))
         monkeypatch.setattr(
-            tiny.transformer, "forward", lambda hidden_states, **_: (still[:, : hidden_states.shape[1]].expand_as(hidden_states),)
+            tiny.transformer,
+            "forward",
+            lambda hidden_states, **_: (still[:, : hidden_states.shape[1]].expand_as(hidden_states),),
         )
         schedule = tiny_plan(N_STEPS, rows={"model": "CRRCRR"})
         fitted = correct_rows(tiny_runs(n=3), schedule)

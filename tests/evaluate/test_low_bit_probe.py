@@ -68,5 +68,8 @@ def test_it_comes_back_from_text(probed):
 def test_rules_for_other_layers_are_refused(tiny, tiny_workload):
     with pytest.raises(ModelMismatchError, match=r"precision\[0\]\.pattern: found 'nothing'"):
         measure_probe(
-            tiny, tiny_workload, PROMPTS[:1], precision=(PrecisionRule(pattern="nothing", weight="int8", activation="int8"),)
+            tiny,
+            tiny_workload,
+            PROMPTS[:1],
+            precision=(PrecisionRule(pattern="nothing", weight="int8", activation="int8"),),
         )

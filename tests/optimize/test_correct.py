@@ -90,7 +90,7 @@ class TestRefused:
 
     def test_its_own_file(self, made):
         settings, display = made(ops=(("model", "CRRCRR"),))
-        with pytest.raises(UsageError, match="--out: found .*, the schedule itself; expected another file"):
+        with pytest.raises(UsageError, match=r"--out: found .*, the schedule itself; expected another file"):
             run_correct(replace(settings, out=settings.source), display)
 
     def test_more_prompts_than_there_are(self, made):

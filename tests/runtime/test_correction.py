@@ -1,9 +1,9 @@
-"""Corrections of predicted values: what a run with them gives, against numbers worked out by hand, and what is refused."""
+"""Corrections of predicted values: what a run with them gives, against numbers worked out by hand; what is refused."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ class Recorder:
 
         return note
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,14 +147,15 @@ class TestNumbers:
         assert not torch.equal(out[0], out[1])
 
 
-class TestSegments:
-    ROWS = {BLOCK: "CRCR", NEXT: "CRCR"}
+BOTH = {BLOCK: "CRCR", NEXT: "CRCR"}
 
+
+class TestSegments:
     def segments(self, pipe: Any, schedule: Schedule) -> list[tuple[str, ...]]:
         return [site.modules for site in plan(schedule, block_lists_of(pipe), corrections=corrections(schedule)).sites]
 
     def test_the_first_blocks_correction_is_that_of_the_sum(self, shallow, run):
-        schedule = schedule_of(shallow, self.ROWS)
+        schedule = schedule_of(shallow, BOTH)
         table = drawn(shallow, schedule, BLOCK)
         whole = corrected(schedule, **{key(BLOCK): table})
         assert self.segments(shallow, whole) == [(BLOCK, NEXT)]
@@ -167,7 +168,7 @@ class TestSegments:
         assert all(not r.any() for r in residual(second[1]))
 
     def test_a_block_with_a_correction_begins_a_segment(self, shallow, run):
-        schedule = schedule_of(shallow, self.ROWS)
+        schedule = schedule_of(shallow, BOTH)
         tables = {key(NEXT): drawn(shallow, schedule, NEXT, seed=1)}
         broken = corrected(schedule, **tables)
         assert self.segments(shallow, broken) == [(BLOCK,), (NEXT,)]
@@ -262,7 +263,7 @@ class TestRefused:
         _, channels = value_shape(shallow, BLOCK)
         one = torch.zeros(STEPS, 1, 2, channels)
         one[:, :, 0] = 1.0
-        with pytest.raises(ModelMismatchError, match="expected .4, 2, 2, 32.: 2 streams of 32 channels"):
+        with pytest.raises(ModelMismatchError, match=r"expected \[4, 2, 2, 32\]: 2 streams of 32 channels"):
             apply(shallow, corrected(schedule, **{key(BLOCK): one}))
 
 

@@ -71,7 +71,9 @@ class TestDigests:
         assert [bool(d) for d in digests[NAME]] == [False, True, False, False]
 
     def test_equal_numbers_have_equal_digests_and_others_do_not(self, schedule):
-        found = [corrections(held(schedule, table({(1, 0, 1, 0): v, (2, 0, 0, 0): 2.0})))[NAME] for v in (0.5, 0.5, 0.6)]
+        found = [
+            corrections(held(schedule, table({(1, 0, 1, 0): v, (2, 0, 0, 0): 2.0})))[NAME] for v in (0.5, 0.5, 0.6)
+        ]
         assert found[0] == found[1]
         assert found[0][1] != found[2][1]
         assert found[0][2] == found[2][2]
@@ -97,7 +99,8 @@ class TestRefused:
             (f"{NAME}.correction", table(shape=(3, 2, 2, 3)), "tables.tensors[0].shape",
              "found [3, 2, 2, 3], expected [4, streams, 2, channels]"),
             (f"{NAME}.correction", SideTensor("F32", (4, 2, 2), bytes(64)), "tables.tensors[0].shape", "fit it again"),
-            (f"{NAME}.correction", SideTensor("F32", (4, 0, 2, 3), b""), "tables.tensors[0].shape", "found [4, 0, 2, 3]"),
+            (f"{NAME}.correction", SideTensor("F32", (4, 0, 2, 3), b""), "tables.tensors[0].shape",
+             "found [4, 0, 2, 3], expected [4, streams, 2, channels]"),
             (f"{NAME}.correction", table({(1, 0, 0, 0): math.nan}), "tables.tensors[0]", "found NaN or infinity"),
             (f"{NAME}.correction", table({(1, 0, 0, 0): math.inf, (1, 0, 0, 1): -math.inf}), "tables.tensors[0]",
              "expected finite numbers"),

@@ -245,6 +245,8 @@ class TestLowBit:
 
     def test_rounding_at_computed_steps_counts(self):
         low_bit = drifting(6).l1.copy() + np.diag([0.0, 9.0, 0.0, 0.0, 0.0, 0.0])
-        searcher = made(toy_space((("model", "CR"),), n_steps=6), probe=replace(drifting(6), low_bit=low_bit), budgets=(6,))
+        searcher = made(
+            toy_space((("model", "CR"),), n_steps=6), probe=replace(drifting(6), low_bit=low_bit), budgets=(6,)
+        )
         (path,) = searcher.plans()
         assert path.cost == 9.0
