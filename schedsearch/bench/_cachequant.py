@@ -287,10 +287,11 @@ def _write(bench: Bench, settings: CacheQuantSettings, rows: Sequence[CacheQuant
     ]
     write_rows(settings.out / "cachequant.csv", (*HEADER[:3], "mask", "joint cost", *HEADER[3:]), exact)
     n = min(settings.held_out, len(bench.held_out.prompts))
+    fitted_on = min(settings.prompts, len(bench.prompts.prompts))
     origin = (
         f"Relative error of the final latents against the plain full-precision run of {bench.plain.n_steps} steps, "
         f"{n} held-out prompts ({bench.held_out.name} sha256:{bench.held_out.sha256[:16]}), probes and corrections "
-        f"from {min(settings.prompts, len(bench.prompts.prompts))} calibration prompts; {device_name(settings.device)}, "
+        f"from {fitted_on} calibration prompts; {device_name(settings.device)}, "
         f"{settings.dtype}. Rows of one format and number of computed steps have equal MACs and bits."
     )
     text = f"{markdown(HEADER, cells)}\n\n{summary(rows)}\n\n{origin}"

@@ -15,8 +15,12 @@ from torch import Tensor
 
 from schedsearch.errors import EvaluationError
 
-FLAT = 1e-12
-"""Variance, relative to the mean square, up to which a channel counts as constant: it gets a shift alone."""
+FLAT = 1e-6
+"""Variance, relative to the mean square, up to which a channel counts as constant and gets a shift alone: a scale that
+is found in less, and taken in float32, could put more rounding into the value than it takes out of its error."""
+
+LEAST = 1e-3
+"""Share of the squared error that a channel's correction must take away to be kept; less is within the noise of sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +69,20 @@ class AffineSums:
             )
         n, c, cc, d, cd, dd = self._sums
         n = n.clamp(min=1.0)
-        mean, variance = c / n, cc / n - (c / n).square()
-        is_flat = variance <= FLAT * cc / n
-        slope = torch.where(is_flat, 0.0, (cd / n - mean * d / n) / torch.where(is_flat, 1.0, variance))
+        mean, missing, before = c / n, d / n, dd / n
+        # Around the means, or large squares would cancel where values are far from 0.
+        spread, together = cc / n - mean.square(), cd / n - mean * missing
+        is_flat = spread <= FLAT * cc / n
+        slope = torch.where(is_flat, 0.0, together / torch.where(is_flat, 1.0, spread))
         scale = (1.0 + slope).float()  # what is stored counts, so the shift is fitted to the rounded scale
         slope = scale.double() - 1.0
-        shift = (d / n - slope * mean).float()
-        b = shift.double()
-        after = (dd - 2 * slope * cd - 2 * b * d + slope.square() * cc + 2 * slope * b * c + n * b.square()) / n
-        helps = (after < dd / n) & torch.isfinite(scale) & torch.isfinite(shift)
+        shift = (missing - slope * mean).float()
+        off = missing - slope * mean - shift.double()
+        left = before - missing.square() - 2.0 * slope * together + slope.square() * spread + off.square()
+        after = left.clamp(min=0.0)
+        helps = (after < (1.0 - LEAST) * before) & torch.isfinite(scale) & torch.isfinite(shift)
         table = torch.stack([torch.where(helps, scale, 1.0), torch.where(helps, shift, 0.0)]) + 0.0
-        return AffineFit(table=table, before=dd / n, after=torch.where(helps, after.clamp(min=0.0), dd / n))
+        return AffineFit(table=table, before=before, after=torch.where(helps, after, before))
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -188,8 +188,8 @@ def _split(settings: CorrectSettings, prompts: PromptSet) -> tuple[tuple[str, ..
     judging = prompts.prompts[n : n + max(1, n // 2)]
     if n < 1 or not judging:
         raise UsageError(
-            f"--prompts: found {n}, expected 1 to {len(prompts.prompts) - 1}: {prompts.name} has {len(prompts.prompts)} "
-            "prompts, and one at least must be left to judge by."
+            f"--prompts: found {n}, expected 1 to {len(prompts.prompts) - 1}: {prompts.name} has "
+            f"{len(prompts.prompts)} prompts, and one at least must be left to judge by."
         )
     return prompts.prompts[:n], judging
 

@@ -59,8 +59,8 @@ class Cache:
             return [_evaluate(differences, weights, None) for differences in self.levels]
         if len(affines) != len(self.levels):
             raise ApplyError(
-                f"correction: found {len(affines)} streams for a value of {len(self.levels)}, expected as many: a module "
-                "gives more here than where the correction was fitted (an image-prompt adapter?). Fit it again."
+                f"correction: found {len(affines)} streams for a value of {len(self.levels)}, expected as many: a "
+                "module gives more here than its row has (an image-prompt adapter?). Take the correction out."
             )
         pairs = zip(self.levels, affines, strict=True)
         return [_evaluate(differences, weights, affine) for differences, affine in pairs]

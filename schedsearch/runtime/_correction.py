@@ -11,7 +11,7 @@ from typing import Any, cast
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from schedsearch.errors import ModelMismatchError
+from schedsearch.errors import ApplyError, ModelMismatchError
 from schedsearch.runtime._plan import Site
 from schedsearch.runtime._topology import denoiser_of, topology_of
 from schedsearch.schedule import CORRECTION, MODEL_ROW, Schedule, corrected_row
@@ -43,12 +43,18 @@ def check_shapes(pipe: object, schedule: Schedule) -> None:
     """Refuses corrections that do not fit the values of their rows; all rows are those of the denoiser.
 
     Raises:
+        ApplyError: their numbers are not at hand.
         ModelMismatchError: with the tensor, its shape and that of the row's values.
     """
     for tensor in schedule.tables.tensors if schedule.tables is not None else ():
         row = corrected_row(tensor.name)
         if row is None:
             continue
+        if schedule.tables is None or schedule.tables.data is None:
+            raise ApplyError(
+                f"tables: found no data for {tensor.name}, expected the .safetensors file that belongs to the schedule. "
+                "Copy it beside the schedule, and read the schedule from there."
+            )
         streams, channels = value_shape(pipe, row)
         expected = (schedule.n_steps, streams, 2, channels)
         if tensor.shape != expected:

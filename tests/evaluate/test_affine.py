@@ -67,6 +67,19 @@ def test_a_constant_channel_is_shifted_only():
     assert fit.table[1].item() == pytest.approx((wanted - seen).mean().item(), rel=1e-5)
 
 
+def test_a_channel_that_hardly_varies_counts_as_constant():
+    """The fit would be a scale of about a million, which in float32 adds more noise than it takes away."""
+    seen = 1000.0 + 1e-3 * drawn(50, 1)
+    assert fitted(seen, 1000.0 + 1000.0 * drawn(50, 1)).table[0].item() == 1.0
+
+
+def test_what_brings_next_to_nothing_is_left_out():
+    seen = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])
+    error = torch.tensor([[-1.0], [-1.0], [1.0], [1.0]])  # of mean 0, and nothing to do with the values
+    assert fitted(seen, seen + error + 0.03).table.tolist() == [[1.0], [0.0]]
+    assert fitted(seen, seen + error + 0.05).table.tolist() == [[1.0], [pytest.approx(0.05)]]
+
+
 def test_a_channel_of_zeros_and_no_samples_at_all():
     assert fitted(torch.zeros(9, 2), torch.zeros(9, 2)).table.tolist() == [[1.0, 1.0], [0.0, 0.0]]
     assert AffineSums(2).fit().table.tolist() == [[1.0, 1.0], [0.0, 0.0]]
@@ -85,7 +98,5 @@ def test_no_channel_is_worse_than_before(pairs):
     seen, wanted = (torch.tensor(column)[:, None] for column in zip(*pairs, strict=True))
     fit = fitted(seen, wanted)
     found = error(fit.table.double(), seen, wanted)
-    # The sums are exact to 1e-16 of the squares that went into them.
-    slack = 1e-12 * (seen.double().square() + wanted.double().square()).mean(0)
-    assert bool((found <= fit.before + slack).all())
+    assert bool((found <= fit.before).all())
     assert bool((fit.after <= fit.before).all())

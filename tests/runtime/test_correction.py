@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from schedsearch.errors import ModelMismatchError
+from schedsearch.errors import ApplyError, ModelMismatchError
 from schedsearch.runtime import apply, block_lists_of, denoiser_of, identity_schedule
+from schedsearch.runtime._cache import Cache
 from schedsearch.runtime._correction import value_shape
 from schedsearch.runtime._plan import plan
 from schedsearch.schedule import MODEL_ROW, Schedule, SideTensor, Solver, corrections, dumps, loads, with_tensors
@@ -216,8 +217,6 @@ class TestIdentity:
 
     def test_half_precision_corrects_in_single(self, shallow, run):
         """A bfloat16 scale of 1.001 would be 1."""
-        from schedsearch.runtime._cache import Cache
-
         cache = Cache(0)
         value = torch.full((1, 2, 3), 1000.0, dtype=torch.bfloat16)
         cache.keep([value], ())
@@ -257,6 +256,19 @@ class TestRefused:
         wide[:, :, 0] = 1.0
         with pytest.raises(ModelMismatchError, match=r"tables\.tensors\.model\.correction: found shape \[4, 1, 2, 5\]"):
             apply(shallow, corrected(schedule, model=wide))
+
+    @pytest.mark.parametrize("unfitted", [False, True])
+    def test_a_schedule_whose_side_file_is_missing(self, shallow, unfitted):
+        schedule = schedule_of(shallow, {MODEL_ROW: "CRCR"})
+        bare = loads(dumps(corrected(schedule, model=drawn(shallow, schedule, MODEL_ROW))))
+        with pytest.raises(ApplyError, match="tables: found no data"):
+            apply(shallow, bare, unfitted=unfitted)
+
+    def test_more_streams_than_the_row_has(self):
+        cache = Cache(0)
+        cache.keep([torch.ones(1, 2, 3)] * 3, ())
+        with pytest.raises(ApplyError, match="correction: found 2 streams for a value of 3, expected as many"):
+            cache.predict((), [(torch.ones(3), torch.zeros(3))] * 2)
 
     def test_another_number_of_streams(self, shallow):
         schedule = schedule_of(shallow, {BLOCK: "CRCR"})
