@@ -20,7 +20,7 @@ FLAT = 1e-6
 is found in less, and taken in float32, could put more rounding into the value than it takes out of its error."""
 
 LEAST = 1e-3
-"""Share of the squared error that a channel's correction must take away to be kept; less is within the noise of sums."""
+"""Share of the squared error that a channel's correction must take away to be kept; less may be noise of the sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,8 +52,8 @@ def check_shapes(pipe: object, schedule: Schedule) -> None:
             continue
         if schedule.tables is None or schedule.tables.data is None:
             raise ApplyError(
-                f"tables: found no data for {tensor.name}, expected the .safetensors file that belongs to the schedule. "
-                "Copy it beside the schedule, and read the schedule from there."
+                f"tables: found no data for {tensor.name}, expected the .safetensors file that belongs to the "
+                "schedule. Copy it beside the schedule, and read the schedule from there."
             )
         streams, channels = value_shape(pipe, row)
         expected = (schedule.n_steps, streams, 2, channels)
