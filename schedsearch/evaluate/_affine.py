@@ -56,8 +56,8 @@ class AffineSums:
         self._sums += torch.stack([count, c.sum(0), (c * c).sum(0), d.sum(0), (c * d).sum(0), (d * d).sum(0)]).cpu()
 
     def fit(self) -> AffineFit:
-        """Returns scale and shift of least squared error; 1 and 0 for channels that they would not help, such as those
-        without samples.
+        """Returns scale and shift of least squared error; 1 and 0 for channels that they do not help by more than chance
+        would, such as those without samples.
 
         Raises:
             EvaluationError: a value was no number.
@@ -80,7 +80,9 @@ class AffineSums:
         off = missing - slope * mean - shift.double()
         left = before - missing.square() - 2.0 * slope * together + slope.square() * spread + off.square()
         after = left.clamp(min=0.0)
-        helps = (after < (1.0 - LEAST) * before) & torch.isfinite(scale) & torch.isfinite(shift)
+        # Akaike's criterion: two numbers must take away more of the error than two numbers would by chance.
+        bound = torch.exp(-4.0 / n).clamp(max=1.0 - LEAST) * before
+        helps = (after < bound) & torch.isfinite(scale) & torch.isfinite(shift)
         table = torch.stack([torch.where(helps, scale, 1.0), torch.where(helps, shift, 0.0)]) + 0.0
         return AffineFit(table=table, before=before, after=torch.where(helps, after, before))
 

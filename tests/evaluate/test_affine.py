@@ -74,10 +74,19 @@ def test_a_channel_that_hardly_varies_counts_as_constant():
 
 
 def test_what_brings_next_to_nothing_is_left_out():
-    seen = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])
-    error = torch.tensor([[-1.0], [-1.0], [1.0], [1.0]])  # of mean 0, and nothing to do with the values
+    seen = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]]).repeat(2500, 1)
+    error = torch.tensor([[-1.0], [-1.0], [1.0], [1.0]]).repeat(2500, 1)  # of mean 0, not related to the values
     assert fitted(seen, seen + error + 0.03).table.tolist() == [[1.0], [0.0]]
     assert fitted(seen, seen + error + 0.05).table.flatten().tolist() == pytest.approx([1.0, 0.05])
+
+
+def test_what_chance_would_bring_is_left_out():
+    """Of five samples, two numbers take up two fifths of any noise."""
+    kept = 0
+    for seed in range(40):
+        seen = drawn(5, 1, seed=seed)
+        kept += fitted(seen, seen + drawn(5, 1, seed=100 + seed)).table[0].item() != 1.0
+    assert kept < 20
 
 
 def test_a_channel_of_zeros_and_no_samples_at_all():
