@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from schedsearch import __version__
-from schedsearch.cli_measure import bench, evaluate, profile
+from schedsearch.cli_measure import bench, correct, evaluate, profile
 from schedsearch.errors import SchedSearchError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from schedsearch.evaluate import LayerTables, ReferenceName
+    from schedsearch.evaluate import ReferenceName
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench)
+app.command()(correct)
 app.command()(evaluate)
 app.command()(profile)
 
@@ -157,47 +158,6 @@ def resume_command(argv: list[str]) -> str:
     """
     words = ["schedsearch", *argv[1:]]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
-
-
-@app.command()
-def correct(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file.")],
-    *,
-    model: Model,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The corrected schedule. [default: FILE-corrected.json]")
-    ] = None,
-    prompts: Annotated[int, typer.Option(metavar="N", help="Calibration prompts to fit on.", min=1)] = 32,
-    layers: Annotated[
-        str,
-        typer.Option(
-            metavar="WORD",
-            help="Corrections of low-bit layers: one per step, constant (free at run time), or none.",
-        ),
-    ] = "step",
-    one_pass: Annotated[
-        bool, typer.Option("--one-pass", help="Fit all steps from one run, instead of each from a corrected one.")
-    ] = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: Seed = 0,
-) -> None:
-    """Fit corrections of what a schedule reuses and rounds, keep what helps, and write a new schedule."""
-    from schedsearch.optimize import CorrectSettings, run_correct
-
-    run_correct(
-        CorrectSettings(
-            source=source,
-            model=model,
-            out=out,
-            prompts=prompts,
-            layers=cast("LayerTables", layers),  # checked where it is used
-            on_policy=not one_pass,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-        )
-    )
 
 
 @app.command()

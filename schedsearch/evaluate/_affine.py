@@ -56,7 +56,7 @@ class AffineSums:
         self._sums += torch.stack([count, c.sum(0), (c * c).sum(0), d.sum(0), (c * d).sum(0), (d * d).sum(0)]).cpu()
 
     def fit(self) -> AffineFit:
-        """Returns scale and shift of least squared error; 1 and 0 for channels that they do not help by more than chance
+        """Returns scale and shift of least squared error; 1 and 0 for channels that they do not help more than chance
         would, such as those without samples.
 
         Raises:
