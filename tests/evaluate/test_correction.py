@@ -14,10 +14,12 @@ from schedsearch.evaluate import (
     correct_rows,
     final_errors,
     full_latents,
+    schedule_macs,
     without_corrections,
 )
 from schedsearch.evaluate._correction import full_schedule, rounds_of
-from schedsearch.runtime import apply
+from schedsearch.evaluate._work import step_work
+from schedsearch.runtime import apply, block_lists_of
 from schedsearch.runtime._plan import plan
 from schedsearch.schedule import PrecisionRule, Solver, corrections
 from schedsearch.types import BlockSpec
@@ -195,6 +197,16 @@ class TestLayers:
         assert correct_layers(tiny_runs(n=1), schedule, tables="none").schedule == schedule
         with pytest.raises(UsageError, match="layers: found 'all', expected one of step, constant, none"):
             correct_layers(tiny_runs(n=1), schedule, tables="all")
+
+
+def test_a_correction_costs_one_multiply_add_and_no_macs(tiny, tiny_runs, tiny_plan, tiny_table):
+    lists = block_lists_of(tiny)
+    schedule = tiny_plan(N_STEPS, rows={"model": "CRRC1C"})
+    fitted = correct_rows(tiny_runs(n=2), schedule).schedule
+    before, after = (step_work(each, lists) for each in (schedule, fitted))
+    assert [work.predicted for work in before] == [(), (("model", 0),), (("model", 0),), (), (("model", 1),), ()]
+    assert [work.predicted for work in after] == [(), (("model", 1),), (("model", 1),), (), (("model", 2),), ()]
+    assert schedule_macs(fitted, tiny_table, lists) == schedule_macs(schedule, tiny_table, lists)
 
 
 def test_rounds_end_where_something_is_kept(tiny_plan):
