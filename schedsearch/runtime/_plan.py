@@ -143,7 +143,12 @@ def plan(
             for name in _parts(blocks, names[0], rows):
                 inner = _actions(rows(name), begin, reached=actions)
                 sites.append(_site("component", (name,), rows(name), _marked(inner), levels))
-    sites = [_corrected(site, corrections) for site in sites]
+    if corrections:
+        # The sites are the same wherever a run begins, and in the same order.
+        whole = (
+            plan(schedule, block_lists, keep_outputs=keep_outputs, corrections=corrections).sites if begin else sites
+        )
+        sites = [_corrected(site, corrections, like.actions) for site, like in zip(sites, whole, strict=True)]
     steps = range(begin, schedule.n_steps)
     calls = tuple((step, extra) for step in steps for extra in (False, True)[: 1 + (step in second)])
     return Plan(begin=begin, n_steps=schedule.n_steps, sites=tuple(sites), calls=calls)
@@ -229,12 +234,26 @@ def _site(kind: SiteKind, modules: tuple[str, ...], row: str, marked: str, level
     return Site(kind=kind, modules=modules, actions=marked, numbers=tuple(numbers), order=order, second=second)
 
 
-def _corrected(site: Site, corrections: Mapping[str, tuple[str, ...]]) -> Site:
-    """The site with its correction, where it predicts."""
+def _corrected(site: Site, corrections: Mapping[str, tuple[str, ...]], whole: str) -> Site:
+    """The site with its correction, where it predicts from the values of the same steps as with the actions ``whole``
+    of a run from the first step on: what the correction was made for.
+    """
     if site.row not in corrections:
         return site
-    pairs = zip(site.actions, corrections[site.row], strict=True)
-    return replace(site, corrected=tuple(name if _predicts(action) else "" for action, name in pairs))
+    used = zip(_used(site.actions), _used(whole), corrections[site.row], strict=True)
+    return replace(site, corrected=tuple(name if mine and mine == meant else "" for mine, meant, name in used))
+
+
+def _used(actions: str) -> list[tuple[int, ...]]:
+    """Per step, the computed steps that its prediction is made of; nothing where it does not predict."""
+    computed: list[int] = []
+    found: list[tuple[int, ...]] = []
+    for i, action in enumerate(actions):
+        order = int(action) if action.isdigit() else 0
+        found.append(tuple(computed[-order - 1 :]) if _predicts(action) else ())
+        if action in RUNS:
+            computed.append(i)
+    return found
 
 
 def _predicts(action: str) -> bool:

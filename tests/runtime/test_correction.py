@@ -182,6 +182,24 @@ class TestSegments:
             assert torch.allclose(found, wanted, atol=1e-5)
 
 
+class TestRunsThatBeginInTheMiddle:
+    """Image to image: what a correction was made for is the reuse of certain steps."""
+
+    def corrected_at(self, pipe, row, begin):
+        schedule = dataclasses.replace(identity_schedule(pipe, 6, height=16, width=16), ops=(("model", row),))
+        names = tuple("" if op == "C" else f"at {i}" for i, op in enumerate(row))
+        (site,) = plan(schedule, block_lists_of(pipe), begin=begin, corrections={"model": names}).sites
+        return [i for i, name in enumerate(site.corrected) if name]
+
+    @pytest.mark.parametrize(
+        ("row", "begin", "steps"),
+        [("CRRCRR", 0, [1, 2, 4, 5]), ("CRRCRR", 1, [4, 5]), ("CRRCRR", 3, [4, 5]), ("CRRCRR", 4, []),
+         ("CC1C11", 0, [2, 4, 5]), ("CC1C11", 1, [4, 5]), ("CC1C11", 2, []), ("CC1C11", 3, [])],
+    )  # fmt: skip
+    def test_predictions_are_corrected_where_they_use_the_same_steps(self, shallow, row, begin, steps):
+        assert self.corrected_at(shallow, row, begin) == steps
+
+
 class TestIdentity:
     @pytest.mark.parametrize("rows", [{MODEL_ROW: "CRCR"}, {BLOCK: "CRCR", NEXT: "CRCR"}, {COMPONENT: "CRCR"}])
     def test_ones_and_zeros_change_no_bit(self, shallow, run, rows):
