@@ -6,6 +6,7 @@ Everything here returns something `rich` can print and prints nothing itself. Do
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,10 +14,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from schedsearch.schedule import COMPUTE, FORECASTS, MODEL_ROW, REUSE, SKIP, Measurement, ModelRef, Schedule
+from schedsearch.schedule import (
+    COMPUTE,
+    FORECASTS,
+    MODEL_ROW,
+    REUSE,
+    SKIP,
+    Measurement,
+    ModelRef,
+    Schedule,
+    TableTensor,
+)
 
 _STYLES = {COMPUTE: "bold green", REUSE: "blue", SKIP: "red", **dict.fromkeys(FORECASTS, "yellow")}
 _LEGEND = ((COMPUTE, "compute"), (REUSE, "reuse"), (FORECASTS, "forecast, order 1 to 3"), (SKIP, "skip"))
+SHOWN_TENSORS = 6
+"""Tensors of a side file that are told by name; of more, how many there are of each kind."""
 _INDEX = re.compile(r"\.(\d+)(?=\.|$)")
 
 
@@ -107,7 +120,7 @@ def _fact_lines(schedule: Schedule) -> Iterator[tuple[str, str]]:
     if schedule.pruned:
         yield "pruned", ", ".join(schedule.pruned)
     if schedule.tables is not None:
-        yield "tables", ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in schedule.tables.tensors)
+        yield "tables", _tables(schedule.tables.tensors)
     for index, measurement in enumerate(schedule.measured):
         yield "measured" if index == 0 else "", measurement_text(measurement)
     origin = schedule.provenance
@@ -118,6 +131,14 @@ def _fact_lines(schedule: Schedule) -> Iterator[tuple[str, str]]:
         yield "made by", origin.created_by
     if origin.note:
         yield "note", origin.note
+
+
+def _tables(tensors: Sequence[TableTensor]) -> str:
+    """All tensors, or how many there are of each kind."""
+    if len(tensors) <= SHOWN_TENSORS:
+        return ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
+    kinds = Counter(tensor.name.rpartition(".")[2] for tensor in tensors)
+    return f"{len(tensors)} tensors: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
 
 
 def model_text(model: ModelRef) -> str:

@@ -15,7 +15,7 @@ import typer
 
 from schedsearch import __version__
 from schedsearch.cli_formats import calibrate, sensitivity
-from schedsearch.cli_measure import bench, evaluate, profile
+from schedsearch.cli_measure import bench, correct, evaluate, profile
 from schedsearch.errors import SchedSearchError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench)
+app.command()(correct)
 app.command()(evaluate)
 app.command()(profile)
 app.command()(sensitivity)

@@ -1,4 +1,4 @@
-"""The verbs that only measure: schedules elsewhere than where they were searched, and the project's claims again.
+"""The verbs that do not search: they measure schedules and claims, and make up for what a schedule costs.
 
 Like those of `schedsearch.cli`, they import what they need when they run.
 """
@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from schedsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from schedsearch.bench import Contestant
+    from schedsearch.evaluate import LayerTables
 
 bench = typer.Typer(
     name="bench",
@@ -26,6 +27,10 @@ bench = typer.Typer(
     rich_markup_mode=None,
 )
 
+AnyModel = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="A name that `schedsearch models` lists, a local folder, or a hub id."),
+]
 Model = Annotated[str, typer.Option(metavar="NAME", help="A model that `schedsearch models` lists.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of studies and results; what is there is not redone.")]
 Only = Annotated[str, typer.Option(metavar="NAMES", help="Entries, separated by commas; all without it.")]
@@ -43,10 +48,7 @@ Dtype = Annotated[str, typer.Option(metavar="T", help="float32, bfloat16 or floa
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file or frontier folder.")],
     *,
-    model: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="A name that `schedsearch models` lists, a local folder, or a hub id."),
-    ],
+    model: AnyModel,
     at: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,12 +81,49 @@ def evaluate(
     )
 
 
+def correct(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file.")],
+    *,
+    model: AnyModel,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The corrected schedule. [default: FILE-corrected.json]")
+    ] = None,
+    prompts: Annotated[int, typer.Option(metavar="N", help="Calibration prompts to fit on.", min=1)] = 32,
+    layers: Annotated[
+        str,
+        typer.Option(
+            metavar="WORD",
+            help="Corrections of low-bit layers: one per step, constant (free at run time), or none.",
+        ),
+    ] = "step",
+    one_pass: Annotated[
+        bool, typer.Option("--one-pass", help="Fit all steps from one run, instead of each from a corrected one.")
+    ] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Annotated[int, typer.Option(metavar="N", help="Source of all random draws.", min=0)] = 0,
+) -> None:
+    """Fit corrections of what a schedule reuses and rounds, keep what helps, and write a new schedule."""
+    from schedsearch.optimize import CorrectSettings, run_correct
+
+    run_correct(
+        CorrectSettings(
+            source=source,
+            model=model,
+            out=out,
+            prompts=prompts,
+            layers=cast("LayerTables", layers),  # checked where it is used
+            on_policy=not one_pass,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+    )
+
+
 def profile(
     *,
-    model: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="A name that `schedsearch models` lists, a local folder, or a hub id."),
-    ],
+    model: AnyModel,
     random_weights: Annotated[
         bool,
         typer.Option(
@@ -227,6 +266,48 @@ def speeds(
             dtype=dtype,
         )
     )
+
+
+@bench.command()
+def cachequant(
+    *,
+    model: Model = "flux-mini",
+    out: Out = Path("runs/bench-cachequant"),
+    only: Annotated[str, typer.Option(metavar="NAMES", help="W8A8, W4A8 or both, separated by commas.")] = "",
+    computed: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Steps that run the denoiser, separated by commas.")
+    ] = "14,9,7,5",
+    prompts: Annotated[int, typer.Option(metavar="N", help="Calibration prompts to fit on.", min=1)] = 16,
+    held_out: Annotated[int, typer.Option(metavar="N", help="Held-out prompts to measure on.", min=1)] = 32,
+    into: Into = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Choose reuse and low bits together or one after the other, corrected and not, at equal MACs and bits."""
+    from schedsearch.bench import CacheQuantSettings, run_cachequant
+    from schedsearch.bench._cachequant import FORMATS
+
+    run_cachequant(
+        CacheQuantSettings(
+            model=model,
+            out=out,
+            formats=_names(only, FORMATS),
+            computed=_numbers(computed),
+            prompts=prompts,
+            held_out=held_out,
+            into=into,
+            device=device,
+            dtype=dtype,
+        )
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if not word.isascii() or not word.isdigit():
+            raise UsageError(f"--computed: found {word!r}, expected whole numbers separated by commas.")
+    return tuple(map(int, words))
 
 
 def _contest(

@@ -14,7 +14,8 @@ from schedsearch.errors import SchedSearchError
 from schedsearch.search import SEARCHERS
 
 VERBS = (
-    "optimize", "generate", "show", "validate", "models", "evaluate", "profile", "sensitivity", "calibrate", "bench",
+    "optimize", "correct", "generate", "show", "validate", "models", "evaluate", "profile", "sensitivity", "calibrate",
+    "bench",
 )  # fmt: skip
 
 

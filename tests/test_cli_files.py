@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 
 import pytest
 
@@ -74,6 +75,19 @@ def test_show_tells_what_a_schedule_is_and_was_measured_at(run_cli, schedule_fil
     assert facts["measured"].endswith("speedup 4.12 x (3.9 to 4.3), n=10, held-out, 2 cores, float32")
     assert facts["from"].endswith("study s, searcher anneal, seed 3, ask 17")
     assert out.rstrip().endswith("C compute   R reuse   1-3 forecast, order 1 to 3   S skip")
+
+
+def test_show_counts_tensors_where_there_are_many(run_cli, schedule, tmp_path):
+    from schedsearch.schedule import SideTensor, with_tensors
+
+    names = ["model.correction", *(f"transformer_blocks.{i}.ff.net.2.affine" for i in range(8))]
+    correction = struct.pack("<10f", *(1.0, 0.0) * 5)
+    tensors = {n: SideTensor("F32", (5, 1, 2, 1) if "model" in n else (1, 2, 5), correction) for n in names}
+    for n, told in ((2, "model.correction [5, 1, 2, 1], transformer_blocks.0.ff.net.2.affine [1, 2, 5]"),
+                    (9, "9 tensors: 1 correction, 8 affine")):  # fmt: skip
+        some = {name: tensors[name] for name in names[:n]}
+        write_schedule(with_tensors(schedule, some, role=""), tmp_path / f"{n}.json")
+        assert told in run_cli("show", str(tmp_path / f"{n}.json")).out
 
 
 def test_show_explains_only_the_characters_that_are_there(run_cli, schedule, tmp_path):

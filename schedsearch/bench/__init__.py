@@ -4,6 +4,7 @@ Every number of the README's and the docs' tables comes from here, by a command 
 a schedule at other resolutions, batches and step numbers than it was searched at.
 """
 
+from schedsearch.bench._cachequant import CacheQuantRow, CacheQuantSettings, run_cachequant
 from schedsearch.bench._calibration import CalibrateSettings, run_calibrate
 from schedsearch.bench._contest import ABLATION, CONTESTANTS, Contestant, ContestSettings, contest
 from schedsearch.bench._curves import Curve, curves_of, summary_of
@@ -19,6 +20,8 @@ __all__ = [
     "ABLATION",
     "CONTESTANTS",
     "FAMILIES",
+    "CacheQuantRow",
+    "CacheQuantSettings",
     "CalibrateSettings",
     "ContestSettings",
     "Contestant",
@@ -30,6 +33,7 @@ __all__ = [
     "TransferSettings",
     "contest",
     "curves_of",
+    "run_cachequant",
     "run_calibrate",
     "run_contest",
     "run_profile",

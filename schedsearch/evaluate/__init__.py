@@ -9,8 +9,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from schedsearch.evaluate._affine import AffineFit, AffineSums
     from schedsearch.evaluate._calibrate import measure_cost
     from schedsearch.evaluate._calibration import Calibrated, calibrate
+    from schedsearch.evaluate._correction import (
+        LAYER_TABLES,
+        Corrected,
+        CorrectionError,
+        LayerTables,
+        correct_layers,
+        correct_rows,
+        final_errors,
+        full_latents,
+        without_corrections,
+    )
     from schedsearch.evaluate._cost import CostModel
     from schedsearch.evaluate._evaluator import PipelineEvaluator
     from schedsearch.evaluate._held_out import HeldOutRow, evaluate_held_out
@@ -39,7 +51,7 @@ if TYPE_CHECKING:
         ReferenceName,
         find_metric,
     )
-    from schedsearch.evaluate._reference import REFINEMENT
+    from schedsearch.evaluate._reference import REFINEMENT, PairedRuns
     from schedsearch.evaluate._sensitivity import (
         SensitivityMeter,
         SensitivityPlan,
@@ -51,23 +63,30 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
 
 __all__ = [
+    "LAYER_TABLES",
     "METRICS",
     "POLICIES",
     "REFERENCES",
     "REFINEMENT",
+    "AffineFit",
+    "AffineSums",
     "Calibrated",
     "CalibrationPolicy",
     "CardStatus",
     "Condition",
+    "Corrected",
+    "CorrectionError",
     "CostModel",
     "HeldOutRow",
     "LatencySamples",
     "LatencyTable",
     "LatentErrors",
+    "LayerTables",
     "LinearPrices",
     "Linears",
     "MacTable",
     "ModelCard",
+    "PairedRuns",
     "Pictures",
     "PipelineEvaluator",
     "QualityMetric",
@@ -85,15 +104,19 @@ __all__ = [
     "calibrate",
     "cards",
     "choices_of",
+    "correct_layers",
+    "correct_rows",
     "count_macs",
     "decode_latents",
     "device_name",
     "encode_prompts",
     "evaluate_at",
     "evaluate_held_out",
+    "final_errors",
     "find_card",
     "find_metric",
     "find_policy",
+    "full_latents",
     "initial_latents",
     "linears_of",
     "load_pipeline",
@@ -110,6 +133,7 @@ __all__ = [
     "resident_bytes",
     "schedule_macs",
     "weight_bytes",
+    "without_corrections",
     "write_table",
 ]
 
@@ -122,18 +146,25 @@ _HOME = {
     "find_policy": "_policy",
     "parse_policy": "_policy",
     "policy_of": "_policy",
+    "AffineFit": "_affine",
+    "AffineSums": "_affine",
     "CardStatus": "_models",
     "Condition": "_transfer",
+    "Corrected": "_correction",
+    "CorrectionError": "_correction",
     "CostModel": "_cost",
     "HeldOutRow": "_held_out",
+    "LAYER_TABLES": "_correction",
     "LatencySamples": "_latency",
     "LatencyTable": "_latency_table",
     "LatentErrors": "_latent_errors",
+    "LayerTables": "_correction",
     "LinearPrices": "_prices",
     "Linears": "_linears",
     "METRICS": "_quality",
     "MacTable": "_macs",
     "ModelCard": "_models",
+    "PairedRuns": "_reference",
     "Pictures": "_quality",
     "PipelineEvaluator": "_evaluator",
     "QualityMetric": "_quality",
@@ -151,14 +182,18 @@ _HOME = {
     "base_word": "_linears",
     "cards": "_models",
     "choices_of": "_sensitivity",
+    "correct_layers": "_correction",
+    "correct_rows": "_correction",
     "count_macs": "_macs",
     "decode_latents": "_workload",
     "device_name": "_latency",
     "encode_prompts": "_workload",
     "evaluate_at": "_transfer",
     "evaluate_held_out": "_held_out",
+    "final_errors": "_correction",
     "find_card": "_models",
     "find_metric": "_quality",
+    "full_latents": "_correction",
     "initial_latents": "_noise",
     "linears_of": "_linears",
     "load_pipeline": "_models",
@@ -173,6 +208,7 @@ _HOME = {
     "resident_bytes": "_linears",
     "schedule_macs": "_macs",
     "weight_bytes": "_linears",
+    "without_corrections": "_correction",
     "write_table": "_latency_table",
 }
 

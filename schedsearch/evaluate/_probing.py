@@ -1,5 +1,8 @@
 """Measures a `Probe`: what one plain run per prompt tells about its outputs and its blocks.
 
+With precision rules a second run per prompt follows, in low bits along its own trajectory, and its outputs are compared
+with those of the plain one: what the dynamic programme of CacheQuant needs to know of both.
+
 The outputs come from the scheduler's side and the blocks' residuals from forward hooks, so nothing is run that the
 plain run would not run, and the run is the plain one bit for bit. Does not know what a probe is used for.
 """
@@ -9,17 +12,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from schedsearch.evaluate._affine import AffineSums
 from schedsearch.evaluate._reference import PairedRuns
 from schedsearch.evaluate._trace import capture_call, counting_calls
 from schedsearch.evaluate._workload import Pipeline, Workload
 from schedsearch.runtime import apply, block_lists_of, denoiser_of, identity_schedule, topology_of
 from schedsearch.runtime._solver import Call, History
+from schedsearch.schedule import PrecisionRule, Schedule, Tables
 from schedsearch.study import BlockProbe, Probe
 
 REACH = 3
@@ -30,9 +36,18 @@ TOKENS = 256
 
 
 def measure_probe(
-    pipe: Pipeline, workload: Workload, prompts: Sequence[str], *, seed: int = 0, batch: int = 8
+    pipe: Pipeline,
+    workload: Workload,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    batch: int = 8,
+    precision: Sequence[PrecisionRule] = (),
+    tables: Tables | None = None,
+    is_corrected: bool = False,
 ) -> tuple[Probe, int]:
-    """Return the probe of ``pipe`` over ``prompts``, and the denoiser evaluations it took: one plain run each.
+    """Return the probe of ``pipe`` over ``prompts``, and the denoiser evaluations it took: one plain run each, and one
+    in low bits if there are rules.
 
     Args:
         pipe: the pipeline, without a schedule applied.
@@ -40,9 +55,19 @@ def measure_probe(
         prompts: calibration prompts.
         seed: of the noise; with that of an evaluator, the runs are its reference runs.
         batch: images per call.
+        precision: rules of the run in low bits; nothing for no such run.
+        tables: of these layers.
+        is_corrected: count what is left of the distances between the two runs after the best scale and shift per
+            channel (see ``_correction.py``), because that is what a corrected schedule will lose.
+
+    Raises:
+        ApplyError: the rules or tables do not fit the pipeline.
+        EvaluationError: with ``is_corrected``, the run in low bits gave values that are no numbers.
     """
     runs = PairedRuns(pipe, workload, tuple(prompts), seed=seed, batch=batch)
     schedule = identity_schedule(pipe, workload.steps, height=workload.height, width=workload.width)
+    rounded = replace(schedule, precision=tuple(precision), tables=tables) if precision else None
+    pairs = _Pairs(schedule.n_steps)
     blocks = _Blocks(pipe, schedule.n_steps)
     sums = _Sums(schedule.n_steps)
     evaluations = 0
@@ -73,10 +98,64 @@ def measure_probe(
         evaluations += calls.value * (stop - start)
         sums.add(runs.noise(start, stop), outputs)
         sums.add_pictures(runs, halfway[0], final)
+        if rounded is not None:
+            pairs.add(outputs, _outputs(runs, rounded, start, stop))
+            evaluations += schedule.n_steps * runs.workload.branches * (stop - start)
+    low_bit = None if rounded is None else pairs.distances(is_corrected=is_corrected)
     return (
-        Probe(sigma=schedule.sigma, gram=sums.gram, l1=sums.l1, blocks=blocks.found(), scale=sums.scale),
+        Probe(
+            sigma=schedule.sigma, gram=sums.gram, l1=sums.l1, blocks=blocks.found(), scale=sums.scale, low_bit=low_bit
+        ),
         evaluations,
     )
+
+
+def _outputs(runs: PairedRuns, schedule: Schedule, start: int, stop: int) -> list[torch.Tensor]:
+    """The denoiser's output at every step of ``schedule``, in single precision and main memory."""
+    found: list[torch.Tensor] = []
+    with apply(runs.pipe, schedule) as handle:
+
+        def note(_index: int, _call: Call, _sample: torch.Tensor, output: torch.Tensor, _history: History) -> None:
+            found.append(output.detach().float().cpu())
+
+        handle.on_call = note
+        runs.latents(start, stop, steps=schedule.n_steps)
+    return found
+
+
+class _Pairs:
+    """Outputs of two runs of the same prompts, and how far one step's is from another's."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._batches: list[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]] = []
+
+    def add(self, wanted: Sequence[torch.Tensor], seen: Sequence[torch.Tensor]) -> None:
+        """Takes in the outputs of one batch, step by step."""
+        self._batches.append((wanted, seen))
+
+    def distances(self, *, is_corrected: bool) -> Any:
+        """Return `(n, n)` mean ``|wanted_t - seen_i|``; each pair with its own scale and shift if ``is_corrected``."""
+        found = np.zeros((self._n, self._n))
+        for t in range(self._n):
+            for i in range(self._n):
+                found[t, i] = self._distance(t, i, is_corrected=is_corrected and t > i)
+        return found
+
+    def _distance(self, t: int, i: int, *, is_corrected: bool) -> float:
+        pairs = [(wanted[t], seen[i]) for wanted, seen in self._batches]
+        table = None
+        if is_corrected:
+            sums = AffineSums(pairs[0][1].shape[-1])
+            for wanted, seen in pairs:
+                sums.add(seen, wanted)
+            table = sums.fit().table
+        total = count = 0.0
+        for wanted, seen in pairs:
+            value = seen if table is None else torch.addcmul(table[1], seen, table[0])
+            total += float((wanted - value).abs().double().sum())
+            count += value.numel()
+        return total / count
 
 
 class _Sums:

@@ -195,7 +195,8 @@ def _doing(sites: Sequence[Site], step: int, *, extra: bool) -> tuple[object, ..
         if action == SKIP:
             found += [("S", name) for name in site.modules]  # identity, one by one or as a run
         elif _predicts(action):
-            found.append((action, *site.modules, numbers, _window(site, step, _order(action) + 1)))
+            window = _window(site, step, _order(action) + 1)
+            found.append((action, *site.modules, numbers, window, site.correction_at(step)))
     return tuple(sorted(found, key=repr))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from schedsearch.runtime._plan import KEEP, Plan, SiteKind, plan
 from schedsearch.runtime._solver import Call, program
-from schedsearch.schedule import REUSE, SKIP, Schedule
+from schedsearch.schedule import REUSE, SKIP, Schedule, corrections
 from schedsearch.types import BlockSpec
 
 BlockLists = Sequence[Sequence[BlockSpec]]
@@ -32,7 +32,7 @@ class StepWork:
         left_out: names of the components that do not run, in blocks that do.
         passed: number of blocks that do not run, in a denoiser that does.
         kept: per site that stores what it computed: its kind, and how many differences it takes.
-        predicted: per site that predicts: its kind and the order.
+        predicted: per site that predicts: its kind and its multiply-adds, the order and one for a correction.
     """
 
     calls: int
@@ -56,7 +56,7 @@ def step_work(schedule: Schedule, block_lists: BlockLists, *, branches: int = 1)
     """
     calls = program(schedule)
     second = {call.step: call.sigma for call in calls if call.extra}
-    planned = plan(schedule, block_lists, second=second)
+    planned = plan(schedule, block_lists, second=second, corrections=corrections(schedule))
     names = tuple(block.name for blocks in block_lists for block in blocks)
     own: list[list[Call]] = [[] for _ in range(schedule.n_steps)]
     for call in calls:
@@ -75,7 +75,8 @@ def _at_step(planned: Plan, i: int, names: Sequence[str], calls: Sequence[Call],
         if action == KEEP:
             kept.append((site.kind, len(site.numbers[i])))
         elif _predicts(action):
-            predicted.append((site.kind, 0 if action == REUSE else int(action)))
+            order = 0 if action == REUSE else int(action)
+            predicted.append((site.kind, order + bool(site.correction_at(i))))
         if _predicts(action) or action == SKIP:
             silent[site.kind].update(site.modules)
             model_answers = model_answers or site.kind == "model"

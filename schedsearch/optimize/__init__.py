@@ -1,6 +1,7 @@
 """The whole job, from a model's name and a budget to schedule files."""
 
 from schedsearch.optimize._bench import Bench, OptimizeSettings, booked, denoiser_budgets, wanted_costs
+from schedsearch.optimize._correct import CorrectSettings, run_correct
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import HELD_OUT_SEED
 from schedsearch.optimize._numbers import score, timings
@@ -10,6 +11,7 @@ from schedsearch.optimize._run import Optimized, load_bench, measure_parts, opti
 __all__ = [
     "HELD_OUT_SEED",
     "Bench",
+    "CorrectSettings",
     "Display",
     "OptimizeSettings",
     "Optimized",
@@ -19,6 +21,7 @@ __all__ = [
     "load_bench",
     "measure_parts",
     "optimize",
+    "run_correct",
     "score",
     "timings",
     "wanted_costs",

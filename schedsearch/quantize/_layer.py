@@ -6,6 +6,10 @@ With ``Qw`` and ``Qa`` rounding to the formats of weight and activation (FORMAT.
     W s = L1 L2 + R
     y   = Qa(x / s) Qw(R)^T + bias + ((x / s) L2^T) L1^T
 
+An affine correction ``scale * y + shift`` per output channel (Liu et al. 2025, "CacheQuant", arXiv 2503.01323) that
+holds for all steps costs nothing: it is folded into the scales of the weight's rows, the branch and the bias. One per
+step is one fused multiply-add.
+
 The layer it is made of stays as it is and is needed again: for `QuantLinear.base`, and when the input comes to another
 device than that the product was made for. So a low-bit layer takes memory on top of it (`QuantLinear.n_bytes`).
 """
@@ -22,13 +26,13 @@ from torch.nn import functional
 
 from schedsearch.errors import UnsupportedFeatureError, UsageError
 from schedsearch.quantize._execution import Choice, execution_of, why_not
-from schedsearch.quantize._formats import activation_scales, block_of, format_of, quantized
+from schedsearch.quantize._formats import Quantized, activation_scales, block_of, format_of, quantized
 from schedsearch.quantize._lowrank import branch_of
 from schedsearch.quantize._products import Product, product_of
 from schedsearch.quantize._rounding import unpacked
 from schedsearch.schedule import PrecisionRule
 
-TABLES = ("smooth", "activation_scale", "rounding", "bias")
+TABLES = ("smooth", "activation_scale", "rounding", "bias", "affine")
 """What a side file may hold for a layer, by the last part of the tensor's name."""
 
 
@@ -40,11 +44,13 @@ class QuantLinear(nn.Module):
         base: the layer it is made of, as it was.
         choice: how the product is carried out, and why not otherwise.
         activation_scale: `(1,)` or `(n_steps,)` float32 scales of the input; ``None`` if they follow from it.
+        affine: `(1, 2, out)` or `(n_steps, 2, out)` float32 scale and shift of the output; ``None`` without.
     """
 
     choice: Choice
     smooth: Tensor | None
     activation_scale: Tensor | None
+    affine: Tensor | None
     left: Tensor | None
     right: Tensor | None
     bias: Tensor | None
@@ -56,7 +62,8 @@ class QuantLinear(nn.Module):
         self.rule = rule
         self._made_of = (linear, dict(tables), execution)  # in a tuple, so that it is no submodule
         self._product: Product | None = None
-        for name in ("smooth", "activation_scale", "left", "right", "bias"):
+        self._is_folded = False
+        for name in ("smooth", "activation_scale", "affine", "left", "right", "bias"):
             self.register_buffer(name, None, persistent=False)
 
     @classmethod
@@ -111,6 +118,9 @@ class QuantLinear(nn.Module):
         bias = tables.get("bias", linear.bias)
         self.bias = None if bias is None else bias.detach().to(device, dtype)
         self._product = None
+        if "affine" in tables:
+            self.affine = tables["affine"].to(device, torch.float32)
+        self._is_folded = False
         if self.choice.execution == "base":
             return
         weight = linear.weight.detach().to(device)
@@ -124,20 +134,34 @@ class QuantLinear(nn.Module):
             self.activation_scale = tables["activation_scale"].to(device, torch.float32)
         up = unpacked(tables["rounding"].to(device), shape[1]) if "rounding" in tables else None
         codes = quantized(weight, self.rule.weight, scales=self.rule.scales, up=up)
+        has_row_scales = codes.fmt.scale == "float32" and not codes.fmt.is_cast and codes.scale.shape[0] == shape[0]
+        if self.affine is not None and len(self.affine) == 1 and has_row_scales:
+            codes = self._folded(codes, self.affine[0])
         self._product = product_of(self.choice.execution, codes, self.bias, self.rule, dtype)
 
-    def forward(self, x: Tensor, activation_scale: Tensor | None = None) -> Tensor:
+    def _folded(self, codes: Quantized, affine: Tensor) -> Quantized:
+        """Takes a correction into the bias and the branch; returns the weight with it in the scales of its rows."""
+        scale, shift = affine
+        bias = shift if self.bias is None else torch.addcmul(shift, self.bias.to(torch.float32), scale)
+        self.bias = bias.to(self.base.weight.dtype)
+        if self.left is not None:
+            self.left = (self.left.to(torch.float32) * scale[:, None]).to(self.left.dtype)
+        self._is_folded = True
+        return codes._replace(scale=codes.scale * scale[:, None])
+
+    def forward(self, x: Tensor, activation_scale: Tensor | None = None, affine: Tensor | None = None) -> Tensor:
         """Returns `(..., out)` in the dtype of ``x``.
 
         Args:
             x: `(..., in)`.
             activation_scale: the scale of the input at this step, of one element; without it, the one table entry, or
                 a scale that follows from ``x`` if there is none or one per step.
+            affine: `(2, out)` the correction at this step; without it, the one table entry, or none.
         """
         if x.device != self.device:
             self.make(x.device)
         if self._product is None:
-            return functional.linear(x, self.base.weight, self.bias)
+            return self._corrected(functional.linear(x, self.base.weight, self.bias), affine)
         if self.smooth is not None:
             x = (x / self.smooth).to(x.dtype)
         if activation_scale is None and self.activation_scale is not None and self.activation_scale.numel() == 1:
@@ -145,7 +169,12 @@ class QuantLinear(nn.Module):
         y = cast("Tensor", self._product(x, activation_scale))
         if self.left is not None and self.right is not None:
             y = y + functional.linear(functional.linear(x, self.right), self.left)
-        return y
+        return self._corrected(y, affine)
+
+    def _corrected(self, y: Tensor, affine: Tensor | None) -> Tensor:
+        if affine is None and self.affine is not None and len(self.affine) == 1 and not self._is_folded:
+            affine = self.affine[0]
+        return y if affine is None else torch.addcmul(affine[1], y.to(torch.float32), affine[0]).to(y.dtype)
 
     def extra_repr(self) -> str:
         """Returns shape, formats and execution."""
@@ -219,12 +248,18 @@ def check_tables(tables: Mapping[str, Tensor], rule: PrecisionRule, shape: tuple
         if name == "activation_scale":
             lengths = {1, n_steps} if n_steps else {1, tensor.numel()}
             fits, wanted = tensor.ndim == 1 and len(tensor) in lengths, f"(1,) or ({n_steps or 'n_steps'},)"
+        elif name == "affine":
+            lengths = {1, n_steps} if n_steps else {1, len(tensor) if tensor.ndim else 1}
+            fits = tensor.ndim == 3 and len(tensor) in lengths and tuple(tensor.shape[1:]) == (2, n_out)
+            wanted = f"(1, 2, {n_out}) or ({n_steps or 'n_steps'}, 2, {n_out})"
         else:
             fits, wanted = tuple(tensor.shape) == expected[name], f"{expected[name]}"
         if not fits:
             raise UsageError(f"{name}: found shape {tuple(tensor.shape)}, expected {wanted}.")
         if name in {"smooth", "activation_scale"} and not bool((tensor.isfinite() & (tensor > 0)).all()):
             raise UsageError(f"{name}: found values that are not above 0 and finite, expected divisors.")
+        if name in {"affine", "bias"} and not bool(tensor.isfinite().all()):
+            raise UsageError(f"{name}: found values that are not finite, expected numbers.")
     if "activation_scale" in tables and (
         activation.is_cast or block_of(activation, activation_scales(activation, rule.scales))
     ):

@@ -20,6 +20,7 @@ from schedsearch.errors import (
     UnsupportedFeatureError,
     UsageError,
 )
+from schedsearch.runtime._correction import check_shapes, correction_tensors
 from schedsearch.runtime._describe import describe
 from schedsearch.runtime._plan import Plan, plan
 from schedsearch.runtime._precision import low_bit_layers
@@ -29,7 +30,7 @@ from schedsearch.runtime._solver import Call, History, program
 from schedsearch.runtime._state import RunState
 from schedsearch.runtime._topology import adapters_of, block_lists_of, denoiser_of, model_ref, tokens, topology_of
 from schedsearch.runtime._wrap import Patch, wrap
-from schedsearch.schedule import MODEL_ROW, Schedule, read_frontier, read_schedule, solver_table
+from schedsearch.schedule import MODEL_ROW, Schedule, corrections, read_frontier, read_schedule, solver_table
 
 _MARK = "_schedsearch_handle"
 
@@ -51,11 +52,12 @@ class Handle:
         self._program_from = lru_cache(maxsize=64)(partial(_calls, schedule, solver_table(schedule)))
         second = {call.step: call.sigma for call in self.calls if call.extra}
         self._plan_from = lru_cache(maxsize=64)(
-            partial(plan, schedule, lists, second=second, keep_outputs=keep_outputs)
+            partial(plan, schedule, lists, second=second, keep_outputs=keep_outputs, corrections=corrections(schedule))
         )
         self._restored: Snapshot | None = None
         first = self.plan
         self._state = RunState(first.sites)
+        self._state.corrections = correction_tensors(schedule, first.sites)
         self._original_scheduler = pipe.scheduler
         self._scheduler = ScheduleScheduler.install(
             pipe.scheduler,
@@ -262,6 +264,7 @@ def apply(
     if not unfitted:
         _check_fitted(schedule)
     _check_model(pipe, schedule)
+    check_shapes(pipe, schedule)
     return Handle(pipe, schedule, keep_outputs=unfitted)
 
 

@@ -11,8 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from schedsearch.errors import ApplyError
+
 Scalars = tuple[Tensor, ...]
 """0-dimensional float32 tensors on the denoiser's device: reading them needs no synchronisation."""
+
+Affine = tuple[Tensor, Tensor]
+"""A scale and a shift, `(channels,)` float32 on the denoiser's device, for the last dimension of a value."""
 
 
 class Cache:
@@ -43,13 +48,26 @@ class Cache:
                 carry = following
             differences[len(scales)].copy_(carry)
 
-    def predict(self, weights: Scalars) -> list[Tensor]:
-        """Returns the forecast per stream: the kept value itself without ``weights``, else a new tensor."""
-        return [_evaluate(differences, weights) for differences in self.levels]
+    def predict(self, weights: Scalars, affines: Sequence[Affine] = ()) -> list[Tensor]:
+        """Returns the forecast per stream: the kept value itself without weights and correction, else a new tensor.
 
-    def add_to(self, streams: Sequence[Tensor], weights: Scalars) -> list[Tensor]:
+        Args:
+            weights: of the divided differences; their number is the order.
+            affines: the correction, one per stream, or none: one fused multiply-add more.
+        """
+        if not affines:
+            return [_evaluate(differences, weights, None) for differences in self.levels]
+        if len(affines) != len(self.levels):
+            raise ApplyError(
+                f"correction: found {len(affines)} streams for a value of {len(self.levels)}, expected as many: a "
+                "module gives more here than its row has (an image-prompt adapter?). Take the correction out."
+            )
+        pairs = zip(self.levels, affines, strict=True)
+        return [_evaluate(differences, weights, affine) for differences, affine in pairs]
+
+    def add_to(self, streams: Sequence[Tensor], weights: Scalars, affines: Sequence[Affine] = ()) -> list[Tensor]:
         """Returns each stream plus its forecast: one addition per stream and order."""
-        return [s + p for s, p in zip(streams, self.predict(weights), strict=True)]
+        return [s + p for s, p in zip(streams, self.predict(weights, affines), strict=True)]
 
     def forget(self) -> None:
         """Frees the buffers."""
@@ -73,8 +91,11 @@ def _buffer(value: Tensor, level: int) -> Tensor:
     return torch.empty_like(value, dtype=torch.float32 if wide else value.dtype)
 
 
-def _evaluate(differences: Sequence[Tensor], weights: Scalars) -> Tensor:
+def _evaluate(differences: Sequence[Tensor], weights: Scalars, affine: Affine | None) -> Tensor:
     value = differences[0]
     for difference, weight in zip(differences[1:], weights, strict=False):
         value = torch.addcmul(value.to(difference.dtype), difference, weight)
+    if affine is not None:
+        scale, shift = affine  # float32 whatever the value's dtype: a bfloat16 scale near 1 misses by 0.4 %
+        value = torch.addcmul(shift, value.to(shift.dtype), scale)
     return value.to(differences[0].dtype)

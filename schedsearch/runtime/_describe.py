@@ -26,7 +26,8 @@ def describe(schedule: Schedule, plan: Plan, calls: Sequence[Call], layers: LowB
     ]
     for site in plan.sites:
         name = "the whole denoiser" if site.kind == "model" else _span(site.modules)
-        lines.append(f"  {site.actions}  {name}")
+        corrected = sum(map(bool, site.corrected))
+        lines.append(f"  {site.actions}  {name}{f', corrected at {corrected} steps' if corrected else ''}")
     if plan.sites:
         lines.append("  C compute, K compute and keep, R reuse, 1-3 forecast, S skip, . not reached")
     lines.extend(layers.lines())

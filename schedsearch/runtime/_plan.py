@@ -4,7 +4,9 @@ A *site* is a place whose output is cached: the whole denoiser, a run of adjacen
 component. The plan says for every site and every step whether it computes, computes and keeps, predicts or is skipped,
 and with which numbers. All of it follows from the rows, the sigmas and the first step, so nothing is decided while
 sampling. Where a step calls the denoiser twice, the second call does what its step does, at its own sigma, and keeps
-nothing (FORMAT.md M11). Knows nothing of torch, and nothing of solvers but where their second calls are.
+nothing (FORMAT.md M11). Of a correction (M17) the plan says at which steps a site has one, and what tells it from
+others; its numbers are not the plan's business. Knows nothing of torch, and nothing of solvers but where their second
+calls are.
 
 Forecasts are Newton's divided differences with the newest value first. With values ``f(s0), f(s1), ...`` kept at noise
 levels ``s0, s1, ...`` (newest first),
@@ -17,10 +19,10 @@ uses equal gaps in the step index; the divided form is what uneven sigmas need).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Literal
 
 from schedsearch.schedule import COMPUTE, FORECASTS, MODEL_ROW, REUSE, SKIP, Schedule
@@ -50,6 +52,8 @@ class Site:
         numbers: per step, the scales of a ``K`` or the weights of a prediction; empty elsewhere.
         order: highest order its row asks for.
         second: the weights of a prediction at a step's second call, by step, where there is one.
+        corrected: per step what tells the correction of its prediction from others, empty where there is none; empty
+            as a whole without any.
     """
 
     kind: SiteKind
@@ -58,6 +62,16 @@ class Site:
     numbers: tuple[tuple[float, ...], ...]
     order: int
     second: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    corrected: tuple[str, ...] = ()
+
+    @property
+    def row(self) -> str:
+        """Name of the row it follows, and of its correction."""
+        return self.modules[0] if self.modules else MODEL_ROW
+
+    def correction_at(self, step: int) -> str:
+        """What tells the correction at a step from others; empty if there is none."""
+        return self.corrected[step] if self.corrected else ""
 
     def at(self, step: int, *, extra: bool) -> tuple[str, tuple[float, ...]]:
         """Action and numbers at the first or, if ``extra``, the second call of a step."""
@@ -84,9 +98,12 @@ class Plan:
     calls: tuple[tuple[int, bool], ...]
 
     @cached_property
-    def patterns(self) -> tuple[tuple[str, ...], ...]:
-        """Per denoiser call the actions of all sites: equal tuples run the same code."""
-        return tuple(tuple(site.at(step, extra=extra)[0] for site in self.sites) for step, extra in self.calls)
+    def patterns(self) -> tuple[tuple[tuple[str, bool], ...], ...]:
+        """Per denoiser call what all sites do, and whether that is corrected: equal tuples run the same code."""
+        return tuple(
+            tuple((site.at(step, extra=extra)[0], bool(site.correction_at(step))) for site in self.sites)
+            for step, extra in self.calls
+        )
 
 
 def plan(
@@ -96,6 +113,7 @@ def plan(
     begin: int = 0,
     second: Mapping[int, float] | None = None,
     keep_outputs: bool = False,
+    corrections: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Plan:
     """Returns what ``schedule`` does on a denoiser with these blocks when a run starts at step ``begin``.
 
@@ -106,8 +124,9 @@ def plan(
         second: noise level of the second denoiser call, by step, for steps that have one.
         keep_outputs: keep what the denoiser computes at every step, needed or not, so that what a run keeps up to a
             step does not depend on what follows.
+        corrections: of ``schedule``, as `schedsearch.schedule.corrections` names them.
     """
-    rows, second = _Rows(schedule), second or {}
+    rows, second, corrections = _Rows(schedule), second or {}, corrections or {}
     levels = _Levels(schedule.sigma, {step: at for step, at in second.items() if step >= begin})
     model = _actions(rows(MODEL_ROW), begin, reached=COMPUTE * schedule.n_steps)
     sites: list[Site] = []
@@ -116,7 +135,7 @@ def plan(
     elif rows.mentions(MODEL_ROW):
         sites.append(_site("model", (), rows(MODEL_ROW), _marked(model), levels))
     for blocks in block_lists:
-        for names in _segments(blocks, rows):
+        for names in _segments(blocks, rows, corrections):
             row = rows(names[0])
             actions = _actions(row, begin, reached=model)
             if rows.mentions(names[0]):
@@ -124,6 +143,12 @@ def plan(
             for name in _parts(blocks, names[0], rows):
                 inner = _actions(rows(name), begin, reached=actions)
                 sites.append(_site("component", (name,), rows(name), _marked(inner), levels))
+    if corrections:
+        # The sites are the same wherever a run begins, and in the same order.
+        whole = (
+            plan(schedule, block_lists, keep_outputs=keep_outputs, corrections=corrections).sites if begin else sites
+        )
+        sites = [_corrected(site, corrections, like.actions) for site, like in zip(sites, whole, strict=True)]
     steps = range(begin, schedule.n_steps)
     calls = tuple((step, extra) for step in steps for extra in (False, True)[: 1 + (step in second)])
     return Plan(begin=begin, n_steps=schedule.n_steps, sites=tuple(sites), calls=calls)
@@ -157,13 +182,15 @@ def _parts(blocks: Sequence[BlockSpec], name: str, rows: _Rows) -> list[str]:
     return [part for c in components if rows.mentions(part := f"{name}.{c}")]
 
 
-def _segments(blocks: Sequence[BlockSpec], rows: _Rows) -> list[tuple[str, ...]]:
-    """Names of adjacent blocks with equal rows; a block with component rows stands alone.
+def _segments(blocks: Sequence[BlockSpec], rows: _Rows, corrections: Collection[str]) -> list[tuple[str, ...]]:
+    """Names of adjacent blocks with equal rows; a block with component rows stands alone, one with a correction begins
+    a segment, of which it corrects the sum.
 
     Rows and not actions decide, so that the segments of a run do not depend on the step it begins at.
     """
     alone = {b.name for b in blocks if _parts(blocks, b.name, rows)}
-    keyed = [((rows(b.name), b.name if b.name in alone else ""), b.name) for b in blocks]
+    begun = accumulate(b.name in corrections for b in blocks)
+    keyed = [((rows(b.name), b.name if b.name in alone else "", n), b.name) for b, n in zip(blocks, begun, strict=True)]
     return [tuple(name for _, name in run) for _, run in groupby(keyed, key=lambda pair: pair[0])]
 
 
@@ -207,6 +234,32 @@ def _site(kind: SiteKind, modules: tuple[str, ...], row: str, marked: str, level
     return Site(kind=kind, modules=modules, actions=marked, numbers=tuple(numbers), order=order, second=second)
 
 
+def _corrected(site: Site, corrections: Mapping[str, tuple[str, ...]], whole: str) -> Site:
+    """The site with its correction, where it predicts from the values of the same steps as with the actions ``whole``
+    of a run from the first step on: what the correction was made for.
+    """
+    if site.row not in corrections:
+        return site
+    used = zip(_used(site.actions), _used(whole), corrections[site.row], strict=True)
+    return replace(site, corrected=tuple(name if mine and mine == meant else "" for mine, meant, name in used))
+
+
+def _used(actions: str) -> list[tuple[int, ...]]:
+    """Per step, the computed steps that its prediction is made of; nothing where it does not predict."""
+    computed: list[int] = []
+    found: list[tuple[int, ...]] = []
+    for i, action in enumerate(actions):
+        order = int(action) if action.isdigit() else 0
+        found.append(tuple(computed[-order - 1 :]) if _predicts(action) else ())
+        if action in RUNS:
+            computed.append(i)
+    return found
+
+
+def _predicts(action: str) -> bool:
+    return action == REUSE or action.isdigit()
+
+
 def _marked(actions: str) -> str:
     """Marks the computes whose value a later prediction needs."""
     kept = _needed(actions)
@@ -220,7 +273,7 @@ def _needed(actions: str) -> frozenset[int]:
     for i, action in enumerate(actions):
         if action == COMPUTE:
             computed.append(i)
-        elif action == REUSE or action.isdigit():
+        elif _predicts(action):
             window = 1 if action == REUSE else int(action) + 1
             needed.update(computed[-window:])
     return frozenset(needed)

@@ -26,7 +26,7 @@ from schedsearch.errors import ApplyError, ModelMismatchError, SchedSearchError,
 from schedsearch.quantize import TABLES, QuantLinear, check_tables, is_base, words_of
 from schedsearch.runtime._state import RunState
 from schedsearch.runtime._wrap import Patch
-from schedsearch.schedule import SOLVER_TENSOR, PrecisionRule, Schedule, rule_of
+from schedsearch.schedule import CORRECTION, SOLVER_TENSOR, PrecisionRule, Schedule, corrected_row, rule_of
 
 _ADAPTED = "base_layer"
 """What peft calls the layer that an adapter's wrapper holds."""
@@ -57,17 +57,19 @@ class LowBitLayers:
         """Replaces the forward of every layer; its scales per step come from the run."""
         linears = linears_of(denoiser)
         patches: list[Patch] = []
-        step_scales: list[Tensor] = []
+        tables: list[Tensor] = []
         for entry in self.layers:
             if entry.layer is None:
                 continue
-            index = None
-            scales = entry.layer.activation_scale
-            if scales is not None and scales.numel() > 1:
-                index = len(step_scales)
-                step_scales.append(scales)
-            patches.append(Patch(linears[entry.name], _forward(entry.layer, state, index)))
-        state.step_scales = tuple(step_scales)
+            places: list[int | None] = []
+            for table in (entry.layer.activation_scale, entry.layer.affine):
+                is_per_step = table is not None and len(table) > 1
+                places.append(len(tables) if is_per_step else None)
+                if table is not None and is_per_step:
+                    tables.append(table)
+            scale, affine = places
+            patches.append(Patch(linears[entry.name], _forward(entry.layer, state, scale=scale, affine=affine)))
+        state.layer_tables = tuple(tables)
         return patches
 
     def lines(self) -> Iterator[str]:
@@ -93,14 +95,27 @@ def _words(entry: LowBitLayer) -> str:
         return f"{words_of(entry.rule)}, as it is"
     static = entry.layer.activation_scale
     scales = "" if static is None else ", static scales" if static.numel() == 1 else ", static scales per step"
+    affine = entry.layer.affine
+    scales += "" if affine is None else ", corrected" if len(affine) == 1 else ", corrected per step"
     execution = entry.layer.choice.execution
     return f"{words_of(entry.rule)}{scales}, {execution}{' (not faster)' if execution == 'simulated' else ''}"
 
 
-def _forward(layer: QuantLinear, state: RunState, index: int | None) -> Callable[[Tensor], Tensor]:
+def _forward(
+    layer: QuantLinear, state: RunState, *, scale: int | None, affine: int | None
+) -> Callable[[Tensor], Tensor]:
+    """The forward of a low-bit layer; ``scale`` and ``affine`` are the places of its tables per step, if it has any."""
+
     def forward(input: Tensor) -> Tensor:  # noqa: A002 - the name nn.Linear has for it
-        scales = state.now.scales
-        return cast("Tensor", layer(input, None if index is None or not scales else scales[index]))
+        entries = state.now.layers
+        return cast(
+            "Tensor",
+            layer(
+                input,
+                None if scale is None or not entries else entries[scale],
+                None if affine is None or not entries else entries[affine],
+            ),
+        )
 
     return forward
 
@@ -148,13 +163,14 @@ def layer_tables(schedule: Schedule) -> dict[str, dict[str, Tensor]]:
         UnsupportedFeatureError: a tensor that this release does not know.
         ApplyError: the side file was not at hand.
     """
-    names = [t.name for t in schedule.tables.tensors if t.name != SOLVER_TENSOR] if schedule.tables is not None else []
+    tensors = schedule.tables.tensors if schedule.tables is not None else ()
+    names = [t.name for t in tensors if t.name != SOLVER_TENSOR and corrected_row(t.name) is None]
     for name in names:
         if "." not in name or name.rpartition(".")[2] not in TABLES:
             raise UnsupportedFeatureError(
-                f"tables.tensors.{name}: found a tensor that this release does not know, expected {SOLVER_TENSOR!r} "
-                f"or a layer's name and {', '.join(f'.{word}' for word in TABLES)}. Use a schedule without it, or a "
-                "release that replays it."
+                f"tables.tensors.{name}: found a tensor that this release does not know, expected {SOLVER_TENSOR!r}, "
+                f"a row's name and .{CORRECTION}, or a layer's name and {', '.join(f'.{word}' for word in TABLES)}. "
+                "Use a schedule without it, or a release that replays it."
             )
     if not names or schedule.tables is None:
         return {}
@@ -163,11 +179,11 @@ def layer_tables(schedule: Schedule) -> dict[str, dict[str, Tensor]]:
             f"tables: found no data for {names[0]}, expected the .safetensors file that belongs to the schedule. Copy "
             "it beside the schedule, and read the schedule from there."
         )
-    tensors = load(schedule.tables.data)
+    loaded = load(schedule.tables.data)
     tables: dict[str, dict[str, Tensor]] = {}
     for name in names:
         layer, _, word = name.rpartition(".")
-        tables.setdefault(layer, {})[word] = tensors[name]
+        tables.setdefault(layer, {})[word] = loaded[name]
     return tables
 
 

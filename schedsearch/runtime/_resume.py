@@ -32,8 +32,8 @@ def sites_key(plan: Plan, index: int) -> tuple[Hashable, ...]:
     calls = plan.calls[: index + 1]
     entries = []
     for site in plan.sites:
-        done = tuple(site.at(step, extra=extra) for step, extra in calls)
-        if not _NOTHING.issuperset(action for action, _ in done):
+        done = tuple((*site.at(step, extra=extra), site.correction_at(step)) for step, extra in calls)
+        if not _NOTHING.issuperset(action for action, _, _ in done):
             entries.append((site.kind, site.modules, done))
     return tuple(entries)
 

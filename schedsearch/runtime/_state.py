@@ -7,10 +7,12 @@ nothing of pipelines.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from schedsearch.runtime._cache import Cache, Scalars
+from schedsearch.runtime._cache import Affine, Cache, Scalars
 from schedsearch.runtime._plan import IDLE, Plan, Site
 
 BRANCHES = 4
@@ -18,14 +20,22 @@ BRANCHES = 4
 
 
 class CallProgram:
-    """What every site does at one call: ``actions[k]`` and ``numbers[k]`` belong to site ``k``; ``scales[k]`` is the
-    static scale of the k-th low-bit layer that has one per step. Outside of a run there are no scales.
+    """What every site does at one call: ``actions[k]``, ``numbers[k]`` and ``affines[k]`` (the correction per stream,
+    empty without one) belong to site ``k``; ``layers[k]`` is the step's entry of the k-th table per step of low-bit
+    layers. Outside of a run there are no such entries.
     """
 
-    def __init__(self, actions: tuple[str, ...], numbers: tuple[Scalars, ...], scales: tuple[Tensor, ...] = ()) -> None:
+    def __init__(
+        self,
+        actions: tuple[str, ...],
+        numbers: tuple[Scalars, ...],
+        affines: tuple[tuple[Affine, ...], ...],
+        layers: tuple[Tensor, ...] = (),
+    ) -> None:
         self.actions = actions
         self.numbers = numbers
-        self.scales = scales
+        self.affines = affines
+        self.layers = layers
 
 
 class SiteState:
@@ -55,12 +65,15 @@ class RunState:
         now: the program of the coming denoiser call and its guidance passes.
         branch: the branch of the coming pass; ``None`` when there were more than `BRANCHES`.
         active: the branch of the denoiser call in progress.
-        step_scales: `(n_steps,)` scales of every low-bit layer that has one per step; to be set before the first run.
+        layer_tables: `(n_steps, ...)` tables per step of low-bit layers, such as scales; to be set before the first
+            run.
+        corrections: `(n_steps, streams, 2, channels)` by site, for those that have one; to be set before the first run.
     """
 
     def __init__(self, sites: tuple[Site, ...]) -> None:
-        self.step_scales: tuple[Tensor, ...] = ()
-        self.idle = CallProgram(tuple(IDLE for _ in sites), tuple(() for _ in sites))
+        self.layer_tables: tuple[Tensor, ...] = ()
+        self.corrections: Mapping[int, Tensor] = {}
+        self.idle = CallProgram(tuple(IDLE for _ in sites), tuple(() for _ in sites), tuple(() for _ in sites))
         orders = tuple(site.order for site in sites)
         first = Branch(orders, None)
         for _ in range(BRANCHES - 1):
@@ -78,7 +91,7 @@ class RunState:
         """
         key = (plan.begin, device)
         if key not in self._made:
-            self._made[key] = _programs(plan, device, self.step_scales)
+            self._made[key] = _programs(plan, device, self.layer_tables, self.corrections)
         self._programs = self._made[key]
         if not torch.is_inference_mode_enabled():
             self._drop_inference_buffers()
@@ -119,19 +132,30 @@ class RunState:
                     site.cache.forget()
 
 
-def _programs(plan: Plan, device: torch.device, step_scales: tuple[Tensor, ...]) -> tuple[CallProgram, ...]:
+def _programs(
+    plan: Plan, device: torch.device, layer_tables: tuple[Tensor, ...], corrections: Mapping[int, Tensor]
+) -> tuple[CallProgram, ...]:
     """Puts a plan's numbers on ``device`` in one transfer and hands out 0-dimensional views of it."""
-    by_layer = [scales.to(device).unbind() for scales in step_scales]
+    by_layer = [table.to(device).unbind() for table in layer_tables]
+    by_site = {number: tensor.to(device) for number, tensor in corrections.items()}
     entries = [[site.at(step, extra=extra) for site in plan.sites] for step, extra in plan.calls]
     scalars = iter(on_device([x for entry in entries for _, numbers in entry for x in numbers], device))
     return tuple(
         CallProgram(
             actions=tuple(action for action, _ in entry),
             numbers=tuple(tuple(next(scalars) for _ in numbers) for _, numbers in entry),
-            scales=tuple(scales[step] for scales in by_layer),
+            affines=tuple(_affines(site, step, by_site.get(number)) for number, site in enumerate(plan.sites)),
+            layers=tuple(steps[step] for steps in by_layer),
         )
         for entry, (step, _) in zip(entries, plan.calls, strict=True)
     )
+
+
+def _affines(site: Site, step: int, table: Tensor | None) -> tuple[Affine, ...]:
+    """Scale and shift per stream at one step; nothing where nothing is corrected."""
+    if table is None or not site.correction_at(step):
+        return ()
+    return tuple((stream[0], stream[1]) for stream in table[step])
 
 
 def on_device(numbers: list[float], device: torch.device) -> tuple[Tensor, ...]:

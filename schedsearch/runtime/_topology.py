@@ -28,11 +28,13 @@ class BlockList:
         name: attribute of the denoiser, a ``ModuleList``.
         components: parts of a block that can be scheduled on their own.
         streams: the block's residual streams by argument name, in the order in which the block returns them.
+        paired: components that return one value per stream; the others return one.
     """
 
     name: str
     components: tuple[str, ...]
     streams: tuple[str, ...]
+    paired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +46,16 @@ class Topology:
         pipelines: pipeline classes that drive this denoiser, by name.
         denoiser: attribute of the pipeline.
         lists: its block lists, in running order.
+        width: attribute of the denoiser that says how many channels every stream has.
+        output: the denoiser's linear layer whose output is its own.
     """
 
     family: str
     pipelines: tuple[str, ...]
     denoiser: str
     lists: tuple[BlockList, ...]
+    width: str
+    output: str
 
 
 TOPOLOGIES = (
@@ -75,6 +81,7 @@ TOPOLOGIES = (
                 name="transformer_blocks",
                 components=("attn", "ff", "ff_context"),
                 streams=("encoder_hidden_states", "hidden_states"),
+                paired=("attn",),
             ),
             BlockList(
                 name="single_transformer_blocks",
@@ -82,6 +89,8 @@ TOPOLOGIES = (
                 streams=("encoder_hidden_states", "hidden_states"),
             ),
         ),
+        width="inner_dim",
+        output="proj_out",
     ),
 )
 

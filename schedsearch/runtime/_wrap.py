@@ -96,7 +96,7 @@ def model_forward(module: nn.Module, state: RunState, index: int | None) -> Forw
             if action == KEEP:
                 cache.keep((output[0],), numbers)
             return output
-        (sample,) = cache.predict(numbers)
+        (sample,) = cache.predict(numbers, state.now.affines[index])
         return (sample,) if kwargs.get("return_dict") is False else Transformer2DModelOutput(sample=sample)
 
     return forward
@@ -117,7 +117,7 @@ def component_forward(module: nn.Module, state: RunState, index: int) -> Forward
             return output
         if action == SKIP:
             return _zeros(module, *args, **kwargs)
-        values = site.cache.predict(numbers)
+        values = site.cache.predict(numbers, state.now.affines[index])
         return tuple(values) if site.is_tuple else values[0]
 
     return forward
@@ -175,7 +175,7 @@ def _block_forward(
         entered = inputs(args, kwargs)
         if action == SKIP or not first:
             return tuple(entered)
-        return tuple(site.cache.add_to(entered, numbers))
+        return tuple(site.cache.add_to(entered, numbers, state.now.affines[index]))
 
     return forward
 

@@ -3,6 +3,7 @@
 from schedsearch.schedule._budget import Budget, parse_budget
 from schedsearch.schedule._canonical import canonical_bytes
 from schedsearch.schedule._codec import ScheduleVersionWarning, dumps, loads, read_schedule, write_schedule
+from schedsearch.schedule._correction import CORRECTION, corrected_row, corrections
 from schedsearch.schedule._ecad_cost import FLUX_DEV, FluxStructure, ecad_macs
 from schedsearch.schedule._files import write_atomically
 from schedsearch.schedule._frontier import FrontierEntry, FrontierIndex, read_frontier, write_frontier
@@ -19,7 +20,7 @@ from schedsearch.schedule._parts import (
     rule_of,
 )
 from schedsearch.schedule._side import Tensor as SideTensor
-from schedsearch.schedule._side import solver_table, with_layer_tables, with_solver_table
+from schedsearch.schedule._side import solver_table, with_layer_tables, with_solver_table, with_tensors
 from schedsearch.schedule._vocabulary import (
     COMPUTE,
     CORRECTORS,
@@ -42,6 +43,7 @@ from schedsearch.schedule._vocabulary import (
 
 __all__ = [
     "COMPUTE",
+    "CORRECTION",
     "CORRECTORS",
     "ESTIMATES",
     "FAMILIES",
@@ -74,6 +76,8 @@ __all__ = [
     "TableTensor",
     "Tables",
     "canonical_bytes",
+    "corrected_row",
+    "corrections",
     "dumps",
     "ecad_macs",
     "from_ecad",
@@ -88,6 +92,7 @@ __all__ = [
     "to_smoothcache",
     "with_layer_tables",
     "with_solver_table",
+    "with_tensors",
     "write_atomically",
     "write_frontier",
     "write_schedule",

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from schedsearch.schedule import _validate
 from schedsearch.schedule._canonical import content_id
+from schedsearch.schedule._correction import check_corrections
 from schedsearch.schedule._parts import Measurement, ModelRef, PrecisionRule, Provenance, Solver, Tables
 from schedsearch.schedule._vocabulary import COMPUTE
 
@@ -63,6 +64,7 @@ class Schedule:
         store(self, "guidance", _validate.guidance("guidance", self.guidance, self.n_steps))
         store(self, "precision", _validate.precision("precision", self.precision))
         store(self, "pruned", _validate.pruned("pruned", self.pruned, self.ops))
+        check_corrections("tables", self.tables, self.ops, self.n_steps)
         _validate.measured("measured", self.measured)
         _validate.provenance("provenance", self.provenance)
 

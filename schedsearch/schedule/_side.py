@@ -207,16 +207,34 @@ def with_solver_table(schedule: Schedule, rows: Sequence[Sequence[float]]) -> Sc
     if any(len(row) != width for row in filled):
         found = f"rows of {max(map(len, filled))} coefficients"
         raise ScheduleFormatError("tables.tensors", found=found, expected=f"at most {width} in each", rule="R15")
+    raw = struct.pack(f"<{len(numbers)}d", *numbers)
+    return with_tensors(schedule, {SOLVER_TENSOR: Tensor("F64", (len(filled), width), raw)}, role=SOLVER_ROLE)
+
+
+def with_tensors(
+    schedule: Schedule, tensors: Mapping[str, Tensor], *, role: str, without: Sequence[str] = ()
+) -> Schedule:
+    """``schedule`` with these tensors in its side file, in place of those of the same names.
+
+    Args:
+        schedule: whose tables are changed.
+        tensors: by name.
+        role: what they are for, in words.
+        without: names of tensors that are dropped.
+
+    Raises:
+        ScheduleFormatError: if they do not fit the schedule, or the data of those that stay is missing.
+    """
     old = schedule.tables.tensors if schedule.tables is not None else ()
-    kept = tuple(tensor for tensor in old if tensor.name != SOLVER_TENSOR)
-    held = _held(schedule.tables) if kept else {}
-    shape = (len(filled), width)
-    held[SOLVER_TENSOR] = Tensor("F64", shape, struct.pack(f"<{len(numbers)}d", *numbers))
-    return _holding(schedule, held, {**{tensor.name: tensor.role for tensor in kept}, SOLVER_TENSOR: SOLVER_ROLE})
+    staying = {t.name: t.role for t in old if t.name not in tensors and t.name not in without}
+    held = {name: tensor for name, tensor in (_held(schedule.tables) if staying else {}).items() if name in staying}
+    return _holding(schedule, {**held, **tensors}, {**staying, **dict.fromkeys(tensors, role)})
 
 
 def with_layer_tables(schedule: Schedule, tensors: Mapping[str, Tensor], *, role: str) -> Schedule:
-    """``schedule`` with these tensors in its tables, in place of all those of layers that it had.
+    """``schedule`` with these tensors in its tables, in place of all that it had but the solver's coefficients.
+
+    Corrections go with the tables of the layers: they were fitted to what those layers gave.
 
     Args:
         schedule: any.

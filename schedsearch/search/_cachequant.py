@@ -3,7 +3,9 @@
 Which steps of the default grid compute, exactly, for every budget. Steps are cut into consecutive groups; the first of
 a group computes and the others reuse its output. ``D(i, j)`` is what the group i..j-1 loses and the sum over groups is
 least. As published (section on DPS), ``D(i, j) = sum_{i <= t < j} |X_t - X_i|_1`` of features X of one plain run (from
-the probe), and for an interval N there are ``ceil(T / N)`` groups of ``ceil(N / 2) .. 2 N`` steps.
+the probe), and for an interval N there are ``ceil(T / N)`` groups of ``ceil(N / 2) .. 2 N`` steps. Where the probe also
+knows the features ``Q X`` of the same run in low bits, it is ``D_q(i, j) = sum_{i <= t < j} |X_t - Q X_i|_1``: what
+reuse and rounding lose together, as the schedule will run (the paper's own cost leaves rounding out).
 
 Options. ``cost="final"`` measures ``D(i, j)`` as the error of the final image when only this group reuses; these runs
 are candidates like any other, so their cost is counted. ``rule="minimax"`` makes the worst group as good as it can be,
@@ -42,8 +44,8 @@ class CacheQuantConfig:
     """Options of `CacheQuant`.
 
     Attributes:
-        cost: ``l1`` takes the loss of a group from the probe, ``final`` measures it; empty is ``l1`` with a probe and
-            ``final`` without.
+        cost: ``l1`` takes the loss of a group from the probe (its ``low_bit``, if it has that), ``final`` measures it;
+            empty is ``l1`` with a probe and ``final`` without.
         rule: ``sum`` or ``minimax``.
         intervals: the paper's N, one schedule each; empty is all of them.
         budgets: numbers of computed steps, with bounds from the mean length of a group; empty is all of them.
@@ -199,10 +201,11 @@ class CacheQuant:
         return float(sum(self._known()[i, j] for i, j in zip(path.nodes, path.nodes[1:], strict=False)))
 
     def _known(self) -> Array:
-        """Losses of groups, 0 for a group of one step: it reuses nothing."""
+        """Losses of groups; 0 for a group of one step that was not measured: it reuses nothing."""
         steps = np.arange(self._n)
         costs = self._costs.copy()
-        costs[steps, steps + 1] = 0.0
+        alone = costs[steps, steps + 1]
+        costs[steps, steps + 1] = np.where(np.isfinite(alone), alone, 0.0)
         return costs
 
     @property
@@ -229,7 +232,7 @@ class CacheQuant:
                 f"search cachequant, probe: found {probe.n_steps} steps, expected {self._n}, as the default run has. "
                 "Measure the probe at this number of steps."
             )
-        return probe.l1
+        return probe.l1 if probe.low_bit is None else probe.low_bit
 
 
 def _error_of(objectives: Sequence[Objective], name: str) -> tuple[Objective, int]:

@@ -60,6 +60,9 @@ class Probe:
         floor: mean squared difference between final samples that no plan could go below, because they differ in
             rounding only; 0 if unknown.
         scale: mean squared error of images in [0, 1] per mean squared error of final samples; 1 if unknown.
+        low_bit: `(n_steps, n_steps)` mean of ``|v_t - q_i|``, index t first, where ``q`` are the outputs of the same
+            run with low-bit layers: what is lost by giving ``q_i`` for ``v_t``, at ``t = i`` by rounding alone. Not
+            symmetric. ``None`` without such a run.
 
     Raises:
         StudyError: on construction, if shapes do not agree or a number cannot be.
@@ -71,6 +74,7 @@ class Probe:
     blocks: tuple[BlockProbe, ...] = ()
     floor: float = 0.0
     scale: float = 1.0
+    low_bit: Array | None = None
 
     def __post_init__(self) -> None:
         """Check every part and freeze the arrays."""
@@ -87,6 +91,9 @@ class Probe:
             _require(symmetric, name, "a matrix that is not symmetric", "a symmetric one")
         _require(bool(np.all(np.diag(self.gram) >= 0.0)), "gram", "a negative square", "squares on the diagonal")
         _require(bool(np.all(self.l1 >= 0.0)), "l1", "a negative distance", "distances of 0 or more")
+        if self.low_bit is not None:
+            store(self, "low_bit", _matrix("low_bit", self.low_bit, (n, n)))
+            _require(bool(np.all(self.low_bit >= 0.0)), "low_bit", "a negative distance", "distances of 0 or more")
         names = [block.name for block in self.blocks]
         _require(len(set(names)) == len(names), "blocks", "a name twice", "each block once")
         for block in self.blocks:
@@ -180,10 +187,12 @@ class Probe:
         blocks = [
             {"name": block.name, "change": _rows(block.change), "size": float(block.size)} for block in self.blocks
         ]
-        document = {
+        document: dict[str, Any] = {
             "format": FORMAT, "version": VERSION, "sigma": list(self.sigma), "gram": _rows(self.gram),
             "l1": _rows(self.l1), "blocks": blocks, "floor": float(self.floor), "scale": float(self.scale),
         }  # fmt: skip
+        if self.low_bit is not None:
+            document["low_bit"] = _rows(self.low_bit)
         return json.dumps(document, allow_nan=False)
 
     @classmethod
@@ -199,8 +208,8 @@ class Probe:
             raise StudyError(f"probe: found text that is not JSON ({error}), expected a probe.") from None
         head = [document.get(key) for key in ("format", "version")] if isinstance(document, dict) else document
         _require(head == [FORMAT, VERSION], "probe", repr(head)[:80], f"{[FORMAT, VERSION]}; measure it again")
-        known = {field.name for field in fields(cls)}
-        found = set(document) - {"format", "version"}
+        known = {field.name for field in fields(cls)} - {"low_bit"}
+        found = set(document) - {"format", "version", "low_bit"}
         _require(found == known, "probe", f"the parts {sorted(found)}", f"{sorted(known)}")
         try:
             blocks = tuple(
@@ -210,6 +219,7 @@ class Probe:
             return cls(
                 sigma=tuple(document["sigma"]), gram=_array(document["gram"]), l1=_array(document["l1"]), blocks=blocks,
                 floor=float(document["floor"]), scale=float(document["scale"]),
+                low_bit=_array(document["low_bit"]) if "low_bit" in document else None,
             )  # fmt: skip
         except (TypeError, KeyError, ValueError) as error:
             if isinstance(error, StudyError):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
+from schedsearch.runtime._correction import value_shape
+from schedsearch.schedule import Schedule, SideTensor, with_tensors
 from schedsearch.testing import random_flux
 from schedsearch_calibration import flux_mini_path
 
@@ -78,6 +80,25 @@ def embeddings(pipe: FluxPipeline, batch: int, seed: int) -> dict[str, torch.Ten
             pipe.device, dtype
         ),
     }
+
+
+@pytest.fixture(scope="session")
+def corrected() -> Callable[[Any, Schedule], Schedule]:
+    """Returns a function that gives every row of a schedule a correction at its predictions but at every third step."""
+
+    def make(pipe: Any, schedule: Schedule) -> Schedule:
+        source, tensors = torch.Generator().manual_seed(0), {}
+        for name, row in schedule.ops:
+            streams, channels = value_shape(pipe, name)
+            table = torch.zeros(schedule.n_steps, streams, 2, channels)
+            table[:, :, 0] = 1.0
+            for step, op in enumerate(row):
+                if op not in "CS" and step % 3:
+                    table[step] += 0.1 * torch.randn(table[step].shape, generator=source)
+            tensors[f"{name}.correction"] = SideTensor("F32", tuple(table.shape), table.numpy().tobytes())
+        return with_tensors(schedule, tensors, role="test")
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,12 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cfg", [False, True], ids=["plain", "cfg"])
-def test_every_level_compiles_without_graph_breaks(shallow: Any, run: Any, cfg: bool) -> None:
+@pytest.mark.parametrize(
+    ("cfg", "is_corrected"), [(False, False), (True, False), (False, True)], ids=["plain", "cfg", "corrected"]
+)
+def test_every_level_compiles_without_graph_breaks(
+    shallow: Any, run: Any, corrected: Any, cfg: bool, is_corrected: bool
+) -> None:
     """Tracing only (no code generation), so the result is the same bit for bit."""
     plain, graphs = shallow.transformer, []
 
@@ -31,7 +35,8 @@ def test_every_level_compiles_without_graph_breaks(shallow: Any, run: Any, cfg: 
         graphs.append(module)
         return module.forward
 
-    with apply(shallow, replace(identity_schedule(shallow, 8, height=16, width=16), ops=ROWS)) as handle:
+    schedule = replace(identity_schedule(shallow, 8, height=16, width=16), ops=ROWS)
+    with apply(shallow, corrected(shallow, schedule) if is_corrected else schedule) as handle:
         expected = run(shallow, cfg=cfg)
         try:
             shallow.transformer = torch.compile(plain, fullgraph=True, backend=backend)

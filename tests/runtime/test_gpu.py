@@ -45,7 +45,10 @@ def test_identity_and_removal_are_the_plain_pipeline(deep_on_gpu: Any, run: Any,
      Solver(family="heun", order=2)],
     ids=lambda solver: solver.family,
 )  # fmt: skip
-def test_a_step_never_waits_for_the_device(deep_on_gpu: Any, solver: Solver) -> None:
+@pytest.mark.parametrize("is_corrected", [False, True], ids=["plain", "corrected"])
+def test_a_step_never_waits_for_the_device(
+    deep_on_gpu: Any, corrected: Any, solver: Solver, is_corrected: bool
+) -> None:
     pipe = deep_on_gpu
     call = {
         "hidden_states": torch.randn(1, 64, 4, device="cuda", dtype=torch.bfloat16),
@@ -57,7 +60,7 @@ def test_a_step_never_waits_for_the_device(deep_on_gpu: Any, solver: Solver) -> 
         "return_dict": False,
     }
     schedule = replace(identity_schedule(pipe, 6, height=16, width=16), ops=ROWS, solver=(solver,) * 6)
-    with torch.no_grad(), apply(pipe, schedule):
+    with torch.no_grad(), apply(pipe, corrected(pipe, schedule) if is_corrected else schedule):
         pipe.scheduler.set_timesteps(device="cuda")
         pipe.scheduler.set_begin_index(0)
         latents = call["hidden_states"]

@@ -249,9 +249,9 @@ class TestTables:
         ("tensors", "error", "text"),
         [
             (
-                {"blocks__correction": torch.ones(2)},
+                {"blocks__zero_point": torch.ones(2)},
                 UnsupportedFeatureError,
-                "tables.tensors.blocks.correction: found a",
+                "tables.tensors.blocks.zero_point: found a",
             ),
             ({"smooth": torch.ones(2)}, UnsupportedFeatureError, "tables.tensors.smooth: found a tensor that this"),
             ({"nowhere__smooth": torch.ones(2)}, ModelMismatchError, "the denoiser has no such linear layer, expected"),

@@ -212,3 +212,41 @@ class TestRefusals:
     def test_a_space_without_reuse_of_the_whole_model(self):
         with pytest.raises(UsageError, match="no model row that may hold R in space toy"):
             made(toy_space((("component", "CR"),)))
+
+
+class TestLowBit:
+    """``D_q(i, j) = sum_t |X_t - Q X_i|``, which is not symmetric and counts rounding at computed steps."""
+
+    def test_is_the_best_of_all_partitions_whatever_the_distances(self):
+        rng = np.random.default_rng(3)
+        for n_steps in range(2, 11):
+            low_bit = rng.uniform(0.0, 3.0, size=(n_steps, n_steps))
+            probe = replace(drifting(n_steps), low_bit=low_bit)
+            space = toy_space((("model", "CR"),), n_steps=n_steps)
+            for groups in range(1, min(4, n_steps) + 1):
+                mean = n_steps / groups
+                low, high = max(1, -int(-mean / 2 // 1)), int(2 * mean + 1e-9)
+                sums = {}
+                for inner in itertools.combinations(range(1, n_steps), groups - 1):
+                    nodes = (0, *inner, n_steps)
+                    if all(low <= b - a <= high for a, b in itertools.pairwise(nodes)):
+                        sums[nodes] = sum(low_bit[t, i] for i, j in itertools.pairwise(nodes) for t in range(i, j))
+                ((row,),) = rows_of(made(space, probe=probe, budgets=(groups,)), space)
+                starts = tuple(i for i, char in enumerate(row) if char == "C")
+                assert sums[*starts, n_steps] == pytest.approx(min(sums.values())), (n_steps, groups)
+
+    def test_it_is_taken_in_place_of_the_plain_distances(self):
+        plain = drifting(12)
+        low_bit = plain.l1.copy()
+        low_bit[:, 4] += 100.0  # what the low-bit run gives at step 4 is good for nothing
+        for probe, is_used in ((replace(plain, low_bit=plain.l1), True), (replace(plain, low_bit=low_bit), False)):
+            rows = [row for row in itertools.chain(*rows_of(made(probe=probe))) if row.count("C") in (3, 4, 6)]
+            assert any(row[4] == "C" for row in rows) is is_used
+
+    def test_rounding_at_computed_steps_counts(self):
+        low_bit = drifting(6).l1.copy() + np.diag([0.0, 9.0, 0.0, 0.0, 0.0, 0.0])
+        searcher = made(
+            toy_space((("model", "CR"),), n_steps=6), probe=replace(drifting(6), low_bit=low_bit), budgets=(6,)
+        )
+        (path,) = searcher.plans()
+        assert path.cost == 9.0

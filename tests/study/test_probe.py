@@ -148,3 +148,29 @@ class TestRules:
     def test_arrays_are_frozen(self):
         with pytest.raises(ValueError, match="read-only"):
             recorded()[0].gram[0, 0] = 1.0
+
+
+class TestLowBit:
+    """Distances to the outputs of the same run in low bits."""
+
+    def test_they_need_not_be_symmetric_and_come_back_from_text(self):
+        plain, _, _ = recorded()
+        low_bit = np.arange(36.0).reshape(6, 6)
+        probe = replace(plain, low_bit=low_bit)
+        again = Probe.from_json(probe.to_json())
+        assert again == probe
+        assert again.low_bit.tolist() == low_bit.tolist()
+        assert probe != plain
+        assert "low_bit" not in plain.to_json()
+
+    @pytest.mark.parametrize(
+        ("low_bit", "text"),
+        [
+            (np.zeros((5, 5)), r"probe\.low_bit: found shape \(5, 5\), expected \(6, 6\)"),
+            (np.full((6, 6), -1.0), r"probe\.low_bit: found a negative distance"),
+            (np.full((6, 6), np.nan), r"probe\.low_bit: found a number that is not finite"),
+        ],
+    )
+    def test_what_cannot_be(self, low_bit, text):
+        with pytest.raises(StudyError, match=text):
+            replace(recorded()[0], low_bit=low_bit)
