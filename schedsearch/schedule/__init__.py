@@ -28,6 +28,7 @@ from schedsearch.schedule._vocabulary import (
     SOLVER_TENSOR,
     VERSION,
 )
+from schedsearch.schedule._words import format_word, rule_of_word, rule_word
 
 __all__ = [
     "COMPUTE",
@@ -63,12 +64,15 @@ __all__ = [
     "canonical_bytes",
     "dumps",
     "ecad_macs",
+    "format_word",
     "from_ecad",
     "from_smoothcache",
     "loads",
     "parse_budget",
     "read_frontier",
     "read_schedule",
+    "rule_of_word",
+    "rule_word",
     "solver_table",
     "to_ecad",
     "to_smoothcache",

@@ -21,7 +21,7 @@ from torch import nn
 import schedsearch
 from schedsearch.errors import UsageError
 from schedsearch.evaluate._latency import TimedRun, device_name, quiet_gc
-from schedsearch.evaluate._latency_table import MODES, LatencyTable, Mode, OpRow, TableHeader, rule_word
+from schedsearch.evaluate._latency_table import MODES, LatencyTable, Mode, OpRow, TableHeader
 from schedsearch.evaluate._linears import FLOAT_WORDS, base_word, linears_of
 from schedsearch.evaluate._models import ModelCard, parse_dtype
 from schedsearch.evaluate._trace import capture_call
@@ -31,7 +31,7 @@ from schedsearch.evaluate.profile._random import random_embeds
 from schedsearch.evaluate.profile._timing import Run, median_ms
 from schedsearch.quantize import QuantLinear, execution_of, why_not
 from schedsearch.runtime import block_lists_of, denoiser_of, model_ref
-from schedsearch.schedule import PrecisionRule
+from schedsearch.schedule import PrecisionRule, rule_word
 
 _MAX_NOTE = 300
 
