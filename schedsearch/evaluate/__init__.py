@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from schedsearch.evaluate._calibrate import measure_cost
     from schedsearch.evaluate._cost import CostModel
+    from schedsearch.evaluate._device_formats import denoiser_formats, with_linear_prices, worthwhile
     from schedsearch.evaluate._evaluator import PipelineEvaluator
     from schedsearch.evaluate._held_out import HeldOutRow, evaluate_held_out
     from schedsearch.evaluate._latency import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._latency_table import LatencyTable, read_table, write_table
     from schedsearch.evaluate._linears import Linears, linears_of, resident_bytes, weight_bytes
     from schedsearch.evaluate._macs import MacTable, count_macs, schedule_macs
+    from schedsearch.evaluate._memory import MemoryModel, memory_model
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
     from schedsearch.evaluate._prices import LinearPrices
@@ -54,6 +56,7 @@ __all__ = [
     "LinearPrices",
     "Linears",
     "MacTable",
+    "MemoryModel",
     "ModelCard",
     "Pictures",
     "PipelineEvaluator",
@@ -68,6 +71,7 @@ __all__ = [
     "cards",
     "count_macs",
     "decode_latents",
+    "denoiser_formats",
     "device_name",
     "encode_prompts",
     "evaluate_at",
@@ -80,6 +84,7 @@ __all__ = [
     "measure_cost",
     "measure_latency",
     "measure_probe",
+    "memory_model",
     "paired_ratio",
     "pipeline_kwargs",
     "read_table",
@@ -87,6 +92,8 @@ __all__ = [
     "resident_bytes",
     "schedule_macs",
     "weight_bytes",
+    "with_linear_prices",
+    "worthwhile",
     "write_table",
 ]
 
@@ -101,6 +108,7 @@ _HOME = {
     "Linears": "_linears",
     "METRICS": "_quality",
     "MacTable": "_macs",
+    "MemoryModel": "_memory",
     "ModelCard": "_models",
     "Pictures": "_quality",
     "PipelineEvaluator": "_evaluator",
@@ -117,6 +125,7 @@ _HOME = {
     "cards": "_models",
     "count_macs": "_macs",
     "decode_latents": "_workload",
+    "denoiser_formats": "_device_formats",
     "device_name": "_latency",
     "encode_prompts": "_workload",
     "evaluate_at": "_transfer",
@@ -129,6 +138,7 @@ _HOME = {
     "measure_cost": "_calibrate",
     "measure_latency": "_latency",
     "measure_probe": "_probing",
+    "memory_model": "_memory",
     "paired_ratio": "_latency",
     "pipeline_kwargs": "_workload",
     "read_table": "_latency_table",
@@ -136,6 +146,8 @@ _HOME = {
     "resident_bytes": "_linears",
     "schedule_macs": "_macs",
     "weight_bytes": "_linears",
+    "with_linear_prices": "_device_formats",
+    "worthwhile": "_device_formats",
     "write_table": "_latency_table",
 }
 

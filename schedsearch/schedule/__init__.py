@@ -1,6 +1,6 @@
 """The schedule format: stdlib only."""
 
-from schedsearch.schedule._budget import Budget, parse_budget
+from schedsearch.schedule._budget import Budget, parse_budget, parse_bytes
 from schedsearch.schedule._canonical import canonical_bytes
 from schedsearch.schedule._codec import ScheduleVersionWarning, dumps, loads, read_schedule, write_schedule
 from schedsearch.schedule._ecad_cost import FLUX_DEV, FluxStructure, ecad_macs
@@ -69,6 +69,7 @@ __all__ = [
     "from_smoothcache",
     "loads",
     "parse_budget",
+    "parse_bytes",
     "read_frontier",
     "read_schedule",
     "rule_of_word",
