@@ -35,7 +35,9 @@ def device_formats(denoiser: nn.Module) -> tuple[PrecisionRule, ...]:
     return tuple(
         rule
         for rule in rules
-        if any(not is_base(rule, p[1]) and execution_of(rule, *p).execution not in {"base", "simulated"} for p in places)
+        if any(
+            not is_base(rule, p[1]) and execution_of(rule, *p).execution not in {"base", "simulated"} for p in places
+        )
     )
 
 

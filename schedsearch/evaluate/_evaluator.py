@@ -228,9 +228,10 @@ class PipelineEvaluator:
 
     def _require_room(self, schedule: Schedule) -> None:
         """Refuse a schedule whose predicted peak is above the limit, before anything is run."""
-        if self._memory is not None and self._max_bytes is not None:
-            if reason := self._memory.why_not(schedule, self._max_bytes):
-                raise _TooLargeError(reason)
+        if self._memory is None or self._max_bytes is None:
+            return
+        if reason := self._memory.why_not(schedule, self._max_bytes):
+            raise _TooLargeError(reason)
 
     def _book(self, images: int) -> None:
         self._spent.add_images(images)

@@ -200,9 +200,8 @@ def _row(bench: Bench, row: HeldOutRow, schedule: Schedule) -> dict[str, Any]:
         replace(stamp, metric="macs_fraction", unit="1", value=macs, low=macs, high=macs),
     ]
     if bench.memory is not None:
-        sizes = {
-            "checkpoint_bytes": bench.memory.checkpoint_bytes(schedule), "peak_bytes": bench.memory.peak_bytes(schedule),
-        }  # fmt: skip
+        memory = bench.memory
+        sizes = {"checkpoint_bytes": memory.checkpoint_bytes(schedule), "peak_bytes": memory.peak_bytes(schedule)}
         numbers += [
             replace(stamp, metric=name, unit="B", value=float(size), low=float(size), high=float(size))
             for name, size in sizes.items()

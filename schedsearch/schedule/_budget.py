@@ -92,7 +92,9 @@ def parse_bytes(text: str) -> int:
         UsageError: if it is no number with a unit, or no byte at all.
     """
     match = _BYTES.fullmatch(text.strip()) if isinstance(text, str) else None
-    number = Decimal(match[1]) * (1024 if match[3] else 1000) ** _POWERS.index(match[2].lower()) if match else Decimal(0)
+    number = (
+        Decimal(match[1]) * (1024 if match[3] else 1000) ** _POWERS.index(match[2].lower()) if match else Decimal(0)
+    )
     if match is None or (match[3] and not match[2]) or int(number) < 1:
         raise UsageError(
             f"--max-memory: found {quote(text)}, expected a number with its unit, such as 8GB, 500MB or 7.5GiB."

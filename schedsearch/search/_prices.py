@@ -1,8 +1,8 @@
 """What schedules cost, learnt from those that were told: a sum of prices of the calls and blocks they compute.
 
 Costs (wall time, multiply-accumulates) are sums over what runs, so a few dozen records settle them far better than any
-general predictor could. A layer in another number format saves something each time it runs: a price per kind of layer and
-format. This module does not know what the numbers measure.
+general predictor could. A layer in another number format saves something each time it runs: a price per kind of layer
+and format. This module does not know what the numbers measure.
 """
 
 from __future__ import annotations

@@ -144,8 +144,9 @@ def _legal(space: SearchSpace, generator: str, made: Iterable[Named]) -> Iterato
 def says_the_same(wish: Schedule, schedule: Schedule, space: SearchSpace) -> bool:
     """Whether ``schedule``, the repaired ``wish``, is still what was meant.
 
-    Rows, removed blocks and formats must be equal. Noise levels may move to the nearest point of the lattice. Solvers must be of
-    the same family and order, except where history or the end of the run lowers them; Euler stands for the default.
+    Rows, removed blocks and formats must be equal. Noise levels may move to the nearest point of the lattice. Solvers
+    must be of the same family and order, except where history or the end of the run lowers them; Euler stands for the
+    default.
     """
     if wish.n_steps != schedule.n_steps or any(
         getattr(wish, part) != getattr(schedule, part) for part in ("ops", "pruned", "precision")

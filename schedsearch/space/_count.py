@@ -3,9 +3,8 @@
 Canonical rows are counted by how often they compute, because that alone decides what finer rows can do: over ``k``
 computed steps of its parent, a row with ``j`` computes is one of `rows_by_computes` ``(symbols, k)[j]``. How often the
 ``model`` row has computed also decides which solvers a step may take, so these are counted along with it, step by step.
-Sums and products over levels follow; noise levels are a factor per number of steps, formats of layers one per block that
-is kept. This module does not know
-schedules, only symbols and numbers.
+Sums and products over levels follow; noise levels are a factor per number of steps, formats of layers one per block
+that is kept. This module does not know schedules, only symbols and numbers.
 """
 
 from __future__ import annotations

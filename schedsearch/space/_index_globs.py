@@ -36,7 +36,8 @@ def _of_length(names: frozenset[str], length: int) -> list[str]:
     if length == 1:
         return [_class(sorted(names))]
     endings = {
-        digit: frozenset(name[1:] for name in names if name[0] == digit) for digit in sorted({name[0] for name in names})
+        digit: frozenset(name[1:] for name in names if name[0] == digit)
+        for digit in sorted({name[0] for name in names})
     }
     return [
         f"{_class([digit for digit, ends in endings.items() if ends == tail])}{rest}"

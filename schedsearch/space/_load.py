@@ -32,7 +32,7 @@ from schedsearch.schedule import (
 )
 from schedsearch.space._forbidden import Forbidden, SolverPattern
 from schedsearch.space._precision import GROUPINGS, LinearLayers, PrecisionAxis
-from schedsearch.space._space import LEVELS, MAX_LATTICE, SearchSpace
+from schedsearch.space._space import CLOSED, LEVELS, MAX_LATTICE, SearchSpace
 from schedsearch.space._yaml import read_yaml, shown, shown_key
 from schedsearch.types import BlockSpec
 
@@ -132,7 +132,7 @@ class _Reader:
             solvers=self._solvers(top["solvers"]) if "solvers" in top else (Solver(),),
             free_sigma=free_sigma,
             lattice=lattice,
-            precision=self._precision(top["precision"], blocks) if "precision" in top else PrecisionAxis(),
+            precision=self._precision(top["precision"], blocks) if "precision" in top else CLOSED,
         )
 
     def _levels(self, value: object) -> tuple[tuple[str, str], ...]:
@@ -265,9 +265,7 @@ class _Reader:
 
     def _precision(self, value: object, blocks: tuple[BlockSpec, ...]) -> PrecisionAxis:
         """The axis, closed where the model's layers are not known; the file is checked all the same."""
-        table = self._mapping(
-            "precision", value, needed=("formats", "layers"), optional=("groups", "protected")
-        )
+        table = self._mapping("precision", value, needed=("formats", "layers"), optional=("groups", "protected"))
         groups = self._one_of("precision.groups", table.get("groups", "layer"), GROUPINGS)
         globs = {
             key: [
@@ -292,8 +290,7 @@ class _Reader:
         if rule is None or rule.weight == rule.activation == base:
             self._fail(
                 path, shown(word), "WEIGHT, WEIGHT/ACTIVATION, and where wanted @row or @tensor and +RANK after it",
-                f"Formats are {', '.join(NUMBER_FORMATS)}, for activations base as well; layers may always stay as they "
-                "are.",
+                f"Formats are {', '.join(NUMBER_FORMATS)}; base is the model's own, for activations only.",
             )  # fmt: skip
         return rule
 

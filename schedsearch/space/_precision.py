@@ -69,6 +69,17 @@ class LayerGroup:
     layers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What layers shall have: those in ``labels`` a format, the others none; of the ``dead`` ones it does not matter."""
+
+    labels: Mapping[str, int]
+    dead: frozenset[str]
+
+    def of(self, layer: str) -> int | None:
+        return None if layer in self.dead else self.labels.get(layer, 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrecisionAxis:
     """Which layers may have which formats. An axis without groups or formats is closed: all layers stay as they are.
@@ -247,29 +258,27 @@ class PrecisionAxis:
     def _said(self, choice: Choice, pruned: tuple[str, ...]) -> tuple[PrecisionRule, ...]:
         gone = set(pruned)
         dead = frozenset(layer for layer in self.linears if self._owner.get(layer) in gone)
-        labels = {layer: number for layer, number in self.by_layer(choice).items() if layer not in dead}
+        wanted = _Wanted({n: k for n, k in self.by_layer(choice).items() if n not in dead}, dead)
         found: list[tuple[str, int]] = []
         for head, tree in self._lists.items():
-            found += self._of_tree(head, tree, labels, dead)
-        found += [(layer, number) for layer, number in labels.items() if layer not in self._owner]
+            found += self._of_tree(head, tree, wanted)
+        found += [(layer, number) for layer, number in wanted.labels.items() if layer not in self._owner]
         first = {name: place for place, name in enumerate(self.linears)}
         order = sorted(found, key=lambda pair: min(first[layer] for layer in self._matched(pair[0]) - dead))
         return tuple(replace(self.formats[number - 1], pattern=pattern) for pattern, number in order)
 
     # ---- patterns
 
-    def _of_tree(
-        self, head: str, layers: Sequence[tuple[str, ...]], labels: Mapping[str, int], dead: frozenset[str]
-    ) -> list[tuple[str, int]]:
+    def _of_tree(self, head: str, layers: Sequence[tuple[str, ...]], wanted: _Wanted) -> list[tuple[str, int]]:
         """Patterns for the layers of a list of blocks: ``layers`` are the parts of their names after the block's."""
-        rows = {parts: self._row(head, parts, labels, dead) for parts in layers}
+        rows = {parts: self._row(head, parts, wanted) for parts in layers}
         found: list[tuple[str, int]] = []
 
         def visit(depth: int, inside: Sequence[tuple[str, ...]]) -> None:
             same = {rows[parts] for parts in inside}
             if len(same) == 1:
                 ending = ".".join(inside[0]) if len(inside) == 1 else ".".join((*inside[0][:depth], "*"))
-                found.extend(self._of_row(head, ending, inside, same.pop(), labels, dead))
+                found.extend(self._of_row(head, ending, inside, same.pop(), wanted))
                 return
             for part in dict.fromkeys(parts[depth : depth + 1] for parts in inside):
                 visit(depth + 1, [parts for parts in inside if parts[depth : depth + 1] == part])
@@ -277,17 +286,14 @@ class PrecisionAxis:
         visit(0, layers)
         return found
 
-    def _row(
-        self, head: str, parts: tuple[str, ...], labels: Mapping[str, int], dead: frozenset[str]
-    ) -> tuple[int | None, ...]:
+    def _row(self, head: str, parts: tuple[str, ...], wanted: _Wanted) -> tuple[int | None, ...]:
         """What a layer has in each block of a list; ``None`` in removed blocks and those without it."""
         names = [".".join((head, index, *parts) if head else (index, *parts)) for index in self._indices[head]]
-        return tuple(labels.get(name, 0) if name in self._known and name not in dead else None for name in names)
+        return tuple(wanted.of(name) if name in self._known else None for name in names)
 
     def _of_row(
-        self, head: str, ending: str, inside: Sequence[tuple[str, ...]], row: Sequence[int | None],
-        labels: Mapping[str, int], dead: frozenset[str],
-    ) -> list[tuple[str, int]]:  # fmt: skip
+        self, head: str, ending: str, inside: Sequence[tuple[str, ...]], row: Sequence[int | None], wanted: _Wanted
+    ) -> list[tuple[str, int]]:
         """Patterns for layers that have the same ``row``; their names where a pattern would match others besides."""
         found: list[tuple[str, int]] = []
         indices = self._indices[head]
@@ -296,7 +302,7 @@ class PrecisionAxis:
             all_of_it = all(label in (number, None) for label in row)
             for glob in ("*",) if all_of_it and len(indices) > 1 else index_globs(chosen):
                 pattern = ".".join((head, glob, ending) if head else (glob, ending))
-                if all(layer in dead or labels.get(layer) == number for layer in self._matched(pattern)):
+                if all(wanted.of(layer) in (number, None) for layer in self._matched(pattern)):
                     found.append((pattern, number))
                     continue
                 names = {

@@ -3,8 +3,8 @@
 A space is made of axes. Rows of ops exist at up to three levels (``model``, ``block``, ``component``), each with its
 legal symbols; the number of steps is the default one or lies in a range; noise levels are the default ones or lie on a
 lattice; every step has one of some solvers; blocks may be removed up to a limit; linear layers have one of some number
-formats. All other parts of a schedule are frozen at their defaults. Every schedule has one canonical form in the space, `SearchSpace.repair`, so equal plans get
-equal ids. This module does not know files (``_load.py``) nor any algorithm.
+formats. All other parts of a schedule are frozen at their defaults. Every schedule has one canonical form in the space,
+`SearchSpace.repair`, so equal plans get equal ids. This module does not know files (``_load.py``) nor any algorithm.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 
 from schedsearch.errors import SpaceError
 from schedsearch.schedule import COMPUTE, MODEL_ROW, OPS, ModelRef, PrecisionRule, Provenance, Schedule, Solver
+from schedsearch.space._around import around
 from schedsearch.space._codes import PRUNED_CODE, Codes, both, canonical_row, codes_of, resampled_row, rows_of
 from schedsearch.space._count import CountedBlock, count_schedules
 from schedsearch.space._draw import random_cells, random_sigma, random_solvers
 from schedsearch.space._forbidden import Forbidden, banned, must_stay
-from schedsearch.space._around import around
 from schedsearch.space._grid import Lattice, resampled, stretched
 from schedsearch.space._narrow import narrowed_levels, require_known
 from schedsearch.space._precision import PrecisionAxis, random_choice
@@ -35,6 +35,8 @@ LEVELS = ("model", "block", "component")
 
 MAX_LATTICE = 65_536
 _NOWHERE = Provenance()
+CLOSED = PrecisionAxis()
+"""The precision axis of a space that keeps all layers as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class SearchSpace:
     solvers: tuple[Solver, ...] = (Solver(),)
     free_sigma: bool = False
     lattice: int = 2048
-    precision: PrecisionAxis = PrecisionAxis()
+    precision: PrecisionAxis = CLOSED
 
     def __post_init__(self) -> None:
         if not self.solvers:
@@ -184,8 +186,8 @@ class SearchSpace:
     def decode(self, codes: Codes, *, like: Schedule | None = None) -> Schedule:
         """The schedule that ``codes`` `(n_rows, n_steps)` stand for, in canonical form.
 
-        Noise levels, solvers and formats are those of ``like``, or the default ones. On the codes of a repaired schedule
-        ``decode(codes, like=schedule)`` is the inverse of `encode`; any other codes are repaired on the way.
+        Noise levels, solvers and formats are those of ``like``, or the default ones. On the codes of a repaired
+        schedule ``decode(codes, like=schedule)`` is the inverse of `encode`; any other codes are repaired on the way.
 
         Raises:
             SpaceError: if the shape is not one of this space, or a code is unknown.

@@ -1,10 +1,10 @@
 """Children of one schedule by small changes.
 
-`OPERATORS` and `FORMAT_OPERATORS` are the whole of it: one small function per change, with its share and when it applies. The changes are those
-that published searches were seen to need: BudCache's relocation of a computed step, ECAD's (arXiv 2506.15682) cuts of
-contiguous ranges of blocks, AutoDiffusion's (arXiv 2309.10438) choice of steps and removed blocks, and the mutations of
-S^3 (arXiv 2312.07243): noise levels by a Gaussian of 0.03 to 0.08, orders 1 to 4 drawn with 0.2, 0.4, 0.3 and 0.1, and
-steps inserted or deleted with 0.2.
+`OPERATORS` and `FORMAT_OPERATORS` are the whole of it: one small function per change, with its share and when it
+applies. The changes are those that published searches were seen to need: BudCache's relocation of a computed step,
+ECAD's (arXiv 2506.15682) cuts of contiguous ranges of blocks, AutoDiffusion's (arXiv 2309.10438) choice of steps and
+removed blocks, and the mutations of S^3 (arXiv 2312.07243): noise levels by a Gaussian of 0.03 to 0.08, orders 1 to 4
+drawn with 0.2, 0.4, 0.3 and 0.1, and steps inserted or deleted with 0.2.
 
 Shares are those of a child's changes, among the operators that apply in the space; so every child is changed at least
 once, whatever its length. Steps are drawn so that the last one is twice as likely as the first: schedules that agree up

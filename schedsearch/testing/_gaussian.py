@@ -74,9 +74,7 @@ def toy_linears(blocks: Sequence[BlockSpec]) -> tuple[str, ...]:
               "ff_context.net.0.proj", "ff_context.net.2")  # fmt: skip
     single = ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k")
     inside = [
-        f"{block.name}.{part}"
-        for block in blocks
-        for part in (single if block.name.startswith("single") else double)
+        f"{block.name}.{part}" for block in blocks for part in (single if block.name.startswith("single") else double)
     ]
     return ("x_embedder", *inside, "proj_out")
 

@@ -274,9 +274,12 @@ class TestCount:
                 ops = [(b.name, row) for b, row in zip(blocks, said, strict=True) if row != "pruned"]
                 found.add(
                     space.build(
-                        sigma=space.sigma, solver=space.base.solver, ops=ops, pruned=pruned,
+                        sigma=space.sigma,
+                        solver=space.base.solver,
+                        ops=ops,
+                        pruned=pruned,
                         precision=axis.rules(choice, pruned),
-                    )  # fmt: skip
+                    )
                 )
         assert space.cardinality() == len(found)
         assert all(space.check(schedule) is None for schedule in found)
@@ -369,7 +372,10 @@ class TestFile:
             ({"formats": ["fp32"], "layers": ["*"]}, r"precision.formats\[0\]: found 'fp32'"),
             ({"formats": "all", "layers": ["*"]}, "precision.formats: found str 'all', expected a list"),
             ({"formats": "default"}, "precision.layers: found nothing"),
-            ({"formats": "default", "layers": ["*"], "groups": "row"}, "precision.groups: found 'row', expected one of"),
+            (
+                {"formats": "default", "layers": ["*"], "groups": "row"},
+                "precision.groups: found 'row', expected one of",
+            ),
             ({"formats": "default", "layers": ["*"], "bits": 4}, "precision.bits: found an unknown key"),
         ],
     )
