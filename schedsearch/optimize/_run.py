@@ -190,9 +190,10 @@ def measure_parts(bench: Bench, study: Study) -> None:
             cost = measure_cost(
                 bench.pipe, workload, device=bench.settings.device, prompt=bench.prompts.prompts[0], on_round=advance
             )
-        if formats := bench.wide_space.precision.formats if bench.wide_space.precision.is_open else ():
+        axis = bench.wide_space.precision
+        if axis.is_open and cost.prices is None:
             with bench.display.stage("timing number formats"):
-                cost = with_linear_prices(cost, bench.pipe, bench.card, formats)
+                cost = with_linear_prices(cost, bench.pipe, bench.card, axis.formats)
         study.notes.set("cost", cost.to_json())
         book(study, "cost model", started)
     bench.cost = CostModel.from_json(str(study.notes["cost"]))

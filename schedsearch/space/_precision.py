@@ -71,7 +71,7 @@ class LayerGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What layers shall have: those in ``labels`` a format, the others none; of the ``dead`` ones it does not matter."""
+    """What layers shall have: those in ``labels`` a format, others none; of the ``dead`` ones it does not matter."""
 
     labels: Mapping[str, int]
     dead: frozenset[str]
