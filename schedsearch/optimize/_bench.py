@@ -164,6 +164,12 @@ class Bench:
         """Most bytes of the denoiser's weights and caches."""
         return None if self.settings.max_memory is None else parse_bytes(self.settings.max_memory)
 
+    def has_room_for(self, schedule: Schedule) -> bool:
+        """Whether ``schedule`` is predicted to keep the limit of memory, if there is one."""
+        if self.memory is None or self.max_bytes is None:
+            return True
+        return self.memory.peak_bytes(schedule) <= self.max_bytes
+
     def count(self, schedule: Schedule) -> float:
         """MACs of one image."""
         branches = Workload.from_card(self.card).branches

@@ -249,7 +249,7 @@ def searcher_options(bench: Bench) -> dict[str, object]:
     if bench.settings.search == "auto":
         limit = bench.settings.trials
         few = {} if limit is None else {"n_seeds": max(5, limit // 3)}
-        return {"focus": wanted_costs(bench), **few}
+        return {"focus": wanted_costs(bench), **few, **({} if bench.has_room_for(bench.plain) else {"low_bit": True})}
     if bench.settings.search != "anneal":
         return {}
     trials = bench.settings.trials or DEFAULT_TRIALS

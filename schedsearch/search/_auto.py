@@ -26,7 +26,7 @@ from schedsearch.errors import UsageError
 from schedsearch.schedule import Schedule
 from schedsearch.search._archive import Archive
 from schedsearch.search._prices import Prices
-from schedsearch.search._rule_seeds import in_formats
+from schedsearch.search._rule_seeds import in_formats, in_turn
 from schedsearch.search._seeds import seeds
 from schedsearch.search._surrogate import KernelRanker
 from schedsearch.search._turn import Turn
@@ -51,6 +51,8 @@ class AutoConfig:
         n_seeds: most schedules in the first population.
         dressed: best schedules of the first population that are tried in the presets of number formats as well, where
             the space has such; at most a fifth of it.
+        low_bit: whether the first population is in number formats from the start, because the weights as they are take
+            too much memory.
         pool: children the surrogate chooses one from.
         optimism: standard deviations a prediction is improved by before it is judged.
         unguided: share of the children taken without asking the surrogate.
@@ -68,6 +70,7 @@ class AutoConfig:
     first_look: float = 0.25
     n_seeds: int = 120
     dressed: int = 8
+    low_bit: bool = False
     pool: int = 32
     optimism: float = 0.3
     unguided: float = 0.1
@@ -116,6 +119,8 @@ class Auto:
         self._turn = Turn(self.name)
         self._is_single = space.cardinality() == 1
         first = list(dict.fromkeys([space.base, *(schedule for _, schedule in seeds(space, probe))]))
+        if self._config.low_bit:
+            first = list(dict.fromkeys(in_turn(space, first)))
         self._seeds = deque(first[: 1 if self._is_single else self._config.n_seeds])
         self._asked: set[str] = set()
         self._promoted: deque[Schedule] = deque()

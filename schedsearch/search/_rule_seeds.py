@@ -65,6 +65,14 @@ def in_formats(space: SearchSpace, schedule: Schedule) -> Iterator[Named]:
                 yield f"{rule_word(rule)}-{preset}", replace(schedule, precision=rules)
 
 
+def in_turn(space: SearchSpace, schedules: Sequence[Schedule]) -> Iterator[Schedule]:
+    """``schedules`` with all layers that may change in a format, each in the next one; as they are if there is none."""
+    axis = space.precision
+    for i, schedule in enumerate(schedules):
+        number = 1 + i % len(axis.formats) if axis.is_open else 0
+        yield replace(schedule, precision=axis.rules(axis.preset("all", number), schedule.pruned))
+
+
 # ---- masks
 
 

@@ -168,6 +168,12 @@ class TestAuto:
         assert best.candidate.schedule.precision
         assert all(SPACE.check(s) is None for s in found)
 
+    def test_seeds_are_in_formats_from_the_start_where_the_base_takes_too_much(self):
+        config = AutoConfig(n_seeds=12, pool=6, low_bit=True)
+        study, _ = searched(Auto(SPACE, seed=0, objectives=TOY_OBJECTIVES, config=config), SPACE, trials=10)
+        whole = {SPACE.precision.preset("all", number) for number in (1, 2)}
+        assert {SPACE.precision.choice(e.candidate.schedule.precision) for e in study} == whole
+
     def test_without_the_axis_it_asks_what_it_asked(self):
         asked = []
         for space in (FROZEN, CLOSED):
