@@ -22,6 +22,9 @@ from schedsearch.schedule import PrecisionRule, rule_of_word
 WORDS = ("int8", "fp8_e4m3", "bf16", "int4/base", "int4/base+16")
 """Formats that are looked at, as words: the ones that devices have products for."""
 
+GAIN = 0.05
+"""Share of the time of all linear layers that a format must be able to save; less may be noise."""
+
 REPEATS = 10
 """Timed rounds per shape."""
 
@@ -70,13 +73,16 @@ def with_linear_prices(
 def worthwhile(prices: LinearPrices, rule: PrecisionRule, layers: Iterable[str], *, for_memory: bool = False) -> bool:
     """Return whether searching ``rule`` on ``layers`` can gain anything.
 
-    It is executed on all of them, and was faster than the base on one; or takes fewer bits, if that is wanted.
+    It is executed on all of them, and where it was faster than the base it saves at least `GAIN` of what all of them
+    take together; or it takes fewer bits, if that is wanted.
     """
     shapes = dict(prices.layers)
     found = [(shapes[name], prices.price(shapes[name], rule)) for name in layers if name in shapes]
     if not found or any(price.basis != "executed" for _, price in found):
         return False
-    if any(price.ms < prices.price(shape, None).ms for shape, price in found):
+    base = [prices.price(shape, None).ms for shape, _ in found]
+    saved = sum(max(0.0, plain - price.ms) for plain, (_, price) in zip(base, found, strict=True))
+    if saved >= GAIN * sum(base):
         return True
     base_bits = {"fp32": 32, "bf16": 16, "fp16": 16}[prices.base]
     return for_memory and all(

@@ -71,6 +71,10 @@ class TestWorth:
         assert not worthwhile(prices, INT4, ["a", "b"])
         assert worthwhile(prices, INT4, ["a", "b"], for_memory=True)
 
+    def test_a_hair_faster_may_be_noise(self):
+        assert not worthwhile(prices_of(int8=("torch", 0.9, 2.5)), INT8, ["a", "b"])
+        assert worthwhile(prices_of(int8=("torch", 0.85, 2.5)), INT8, ["a", "b"])
+
     def test_what_is_simulated_or_was_not_timed_is_not(self):
         assert not worthwhile(prices_of(fp8_e4m3=("simulated", 0.5, 0.5)), FP8, ["a"], for_memory=True)
         assert not worthwhile(prices_of(), INT8, ["a"])
