@@ -126,15 +126,21 @@ class Bench:
     def space(self) -> SearchSpace:
         """What may be searched for this model; of number formats, those that were timed here and gain something.
 
-        Where no format was timed, as by a study of an earlier release, all layers stay as they are.
+        Where no format was timed, as by a study of an earlier release, all layers stay as they are; also where what
+        counts is multiply-accumulates, of which there are as many in any format.
         """
         wide, prices = self.wide_space, self.cost.prices
-        if prices is None:
+        if prices is None or not self.wants_formats:
             return wide.restrict(precision="frozen")
         layers = [layer for group in wide.precision.groups for layer in group.layers]
         for_memory = self.settings.max_memory is not None
         kept = [rule for rule in self._layers.formats if worthwhile(prices, rule, layers, for_memory=for_memory)]
         return self._space_with(replace(self._layers, formats=tuple(kept)))
+
+    @property
+    def wants_formats(self) -> bool:
+        """Whether a number format could help: with time, or with memory."""
+        return self.cost_name == "latency_ms" or self.settings.max_memory is not None
 
     @cached_property
     def wide_space(self) -> SearchSpace:

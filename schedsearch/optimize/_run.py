@@ -191,7 +191,7 @@ def measure_parts(bench: Bench, study: Study) -> None:
                 bench.pipe, workload, device=bench.settings.device, prompt=bench.prompts.prompts[0], on_round=advance
             )
         axis = bench.wide_space.precision
-        if axis.is_open and cost.prices is None:
+        if axis.is_open and cost.prices is None and bench.wants_formats:
             with bench.display.stage("timing number formats"):
                 cost = with_linear_prices(cost, bench.pipe, bench.card, axis.formats)
         study.notes.set("cost", cost.to_json())
