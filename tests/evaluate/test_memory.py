@@ -100,7 +100,12 @@ def test_caches_are_what_a_run_holds(model, tiny, tiny_plan, tiny_runs, rows):
 
 
 def test_caches_of_two_call_steps_are_predicted_too(model, tiny_plan):
-    assert model.cache_bytes(tiny_plan(rows={"transformer_blocks.0": "CRCR"}, solver=(Solver(family="heun", order=2),) * 4)) > 0
+    assert (
+        model.cache_bytes(
+            tiny_plan(rows={"transformer_blocks.0": "CRCR"}, solver=(Solver(family="heun", order=2),) * 4)
+        )
+        > 0
+    )
 
 
 def test_a_schedule_over_the_limit_is_refused_before_it_is_run(evaluator_of, model, tiny_plan):
