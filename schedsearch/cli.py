@@ -86,6 +86,10 @@ def optimize(
     *,
     model: Model,
     budget: Annotated[str, typer.Option(metavar="B", help="How cheap it shall be: 4x, 800ms or 60%macs.")],
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="M", help="Most memory for the denoiser's weights and caches, such as 8GB."),
+    ] = None,
     search: Annotated[
         str,
         typer.Option(
@@ -133,6 +137,7 @@ def optimize(
     settings = OptimizeSettings(
         model=model,
         budget=budget,
+        max_memory=max_memory,
         search=search,
         trials=trials,
         minutes=minutes,

@@ -65,37 +65,48 @@ class Contestant:
 
 def _components(space: SearchSpace) -> SearchSpace:
     n = space.n_steps
-    return space.restrict(levels=("component",), counts=(n,), solvers=EULER, free_sigma=False, max_pruned=0)
+    return space.restrict(levels=("component",), counts=(n,), solvers=EULER, free_sigma=False, max_pruned=0,
+                          precision="frozen")  # fmt: skip
 
 
 def _model_row(space: SearchSpace) -> SearchSpace:
-    return space.restrict(levels=("model",), counts=(space.n_steps,), solvers=EULER, free_sigma=False, max_pruned=0)
+    return space.restrict(levels=("model",), counts=(space.n_steps,), solvers=EULER, free_sigma=False, max_pruned=0,
+                          precision="frozen")  # fmt: skip
 
 
 def _steps_and_blocks(space: SearchSpace) -> SearchSpace:
-    return space.restrict(levels=("block",), symbols={"block": "CS"}, solvers=EULER, max_pruned=0)
+    return space.restrict(levels=("block",), symbols={"block": "CS"}, solvers=EULER, max_pruned=0,
+                          precision="frozen")  # fmt: skip
 
 
 def _steps_and_solvers(space: SearchSpace) -> SearchSpace:
     known = [solver for solver in space.solvers if solver.family != "table"]  # fitted steps are not its idea
-    return space.restrict(levels=(), solvers=known, max_pruned=0)
+    return space.restrict(levels=(), solvers=known, max_pruned=0, precision="frozen")
 
 
 def _steps(space: SearchSpace) -> SearchSpace:
-    return space.restrict(levels=(), solvers=EULER, max_pruned=0)
+    return space.restrict(levels=(), solvers=EULER, max_pruned=0, precision="frozen")
 
 
 def _caches(space: SearchSpace) -> SearchSpace:
-    return space.restrict(counts=(space.n_steps,), solvers=EULER, free_sigma=False, max_pruned=0)
+    return space.restrict(counts=(space.n_steps,), solvers=EULER, free_sigma=False, max_pruned=0, precision="frozen")
 
 
 def _solvers(space: SearchSpace) -> SearchSpace:
-    return space.restrict(levels=(), free_sigma=False, max_pruned=0)
+    return space.restrict(levels=(), free_sigma=False, max_pruned=0, precision="frozen")
 
 
 def _pruning(space: SearchSpace) -> SearchSpace:
     return space.restrict(levels=("block",), symbols={"block": "CS"}, counts=(space.n_steps,), solvers=EULER,
-                          free_sigma=False)  # fmt: skip
+                          free_sigma=False, precision="frozen")  # fmt: skip
+
+
+def _formats(space: SearchSpace) -> SearchSpace:
+    return space.restrict(levels=(), counts=(space.n_steps,), solvers=EULER, free_sigma=False, max_pruned=0)
+
+
+def _without_formats(space: SearchSpace) -> SearchSpace:
+    return space.restrict(precision="frozen")
 
 
 def _auto(bench: Bench) -> Mapping[str, object]:
@@ -132,6 +143,8 @@ ABLATION: dict[str, Contestant] = {
         ("solver", "number of steps and solver of each, default spacing", _solvers),
         ("cache", "reuse, forecasts and skips on the default steps, Euler", _caches),
         ("pruning", "removed and skipped blocks on the default steps, Euler", _pruning),
+        ("formats", "number formats of layers, all else plain", _formats),
+        ("joint without formats", "everything but number formats", _without_formats),
     )
 }
 """The default search on one axis at a time."""

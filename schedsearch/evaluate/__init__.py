@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         without_corrections,
     )
     from schedsearch.evaluate._cost import CostModel
+    from schedsearch.evaluate._device_formats import denoiser_formats, with_linear_prices, worthwhile
     from schedsearch.evaluate._evaluator import PipelineEvaluator
     from schedsearch.evaluate._held_out import HeldOutRow, evaluate_held_out
     from schedsearch.evaluate._latency import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._latent_errors import LatentErrors
     from schedsearch.evaluate._linears import Linears, base_word, linears_of, resident_bytes, weight_bytes
     from schedsearch.evaluate._macs import MacTable, count_macs, schedule_macs
+    from schedsearch.evaluate._memory import MemoryModel, memory_model
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
     from schedsearch.evaluate._policy import POLICIES, CalibrationPolicy, Scales, find_policy, parse_policy, policy_of
@@ -85,6 +87,7 @@ __all__ = [
     "LinearPrices",
     "Linears",
     "MacTable",
+    "MemoryModel",
     "ModelCard",
     "PairedRuns",
     "Pictures",
@@ -108,6 +111,7 @@ __all__ = [
     "correct_rows",
     "count_macs",
     "decode_latents",
+    "denoiser_formats",
     "device_name",
     "encode_prompts",
     "evaluate_at",
@@ -124,6 +128,7 @@ __all__ = [
     "measure_latency",
     "measure_probe",
     "measure_sensitivities",
+    "memory_model",
     "paired_ratio",
     "parse_policy",
     "pipeline_kwargs",
@@ -133,7 +138,9 @@ __all__ = [
     "resident_bytes",
     "schedule_macs",
     "weight_bytes",
+    "with_linear_prices",
     "without_corrections",
+    "worthwhile",
     "write_table",
 ]
 
@@ -163,6 +170,7 @@ _HOME = {
     "Linears": "_linears",
     "METRICS": "_quality",
     "MacTable": "_macs",
+    "MemoryModel": "_memory",
     "ModelCard": "_models",
     "PairedRuns": "_reference",
     "Pictures": "_quality",
@@ -186,6 +194,7 @@ _HOME = {
     "correct_rows": "_correction",
     "count_macs": "_macs",
     "decode_latents": "_workload",
+    "denoiser_formats": "_device_formats",
     "device_name": "_latency",
     "encode_prompts": "_workload",
     "evaluate_at": "_transfer",
@@ -201,6 +210,7 @@ _HOME = {
     "measure_latency": "_latency",
     "measure_probe": "_probing",
     "measure_sensitivities": "_sensitivity",
+    "memory_model": "_memory",
     "paired_ratio": "_latency",
     "pipeline_kwargs": "_workload",
     "read_table": "_latency_table",
@@ -209,6 +219,8 @@ _HOME = {
     "schedule_macs": "_macs",
     "weight_bytes": "_linears",
     "without_corrections": "_correction",
+    "with_linear_prices": "_device_formats",
+    "worthwhile": "_device_formats",
     "write_table": "_latency_table",
 }
 

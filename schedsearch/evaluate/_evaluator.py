@@ -20,10 +20,11 @@ from typing import Literal
 
 import torch
 
-from schedsearch.errors import UsageError
+from schedsearch.errors import EvaluationError, UsageError
 from schedsearch.evaluate._cost import CostModel
 from schedsearch.evaluate._latency import device_name, synchroniser
 from schedsearch.evaluate._macs import MacTable, schedule_macs
+from schedsearch.evaluate._memory import MemoryModel
 from schedsearch.evaluate._models import ModelCard
 from schedsearch.evaluate._quality import METRICS, REFERENCES, ReferenceName, find_metric, score_pictures
 from schedsearch.evaluate._reference import PairedRuns, Reference
@@ -32,7 +33,8 @@ from schedsearch.evaluate._trace import Count, Spent, capture_call, counting_cal
 from schedsearch.evaluate._tree import PrefixTree, room_on
 from schedsearch.evaluate._work import step_work
 from schedsearch.evaluate._workload import Pipeline, Workload
-from schedsearch.runtime import denoiser_of
+from schedsearch.runtime import LowBitCache, denoiser_of
+from schedsearch.runtime._precision import CACHE_BYTES
 from schedsearch.schedule import Schedule, with_solver_table
 from schedsearch.study import Candidate, Evaluation, Objective
 
@@ -45,6 +47,10 @@ STRAY = 0.5
 
 CHEAP_METRICS = ("psnr", "latent_error")
 """Metrics that are always scored."""
+
+
+class _TooLargeError(EvaluationError):
+    """A schedule takes more memory than allowed; the text says how much."""
 
 
 class PipelineEvaluator:
@@ -71,6 +77,8 @@ class PipelineEvaluator:
         batch: images per call.
         tree_bytes: memory for shared calls; by default what the device can spare, at most 1 GiB; 0 shares none.
         stray: relative latent error after a step above which a run ends as hopeless; infinity lets all runs end.
+        memory: predicts bytes, which are recorded then.
+        max_bytes: predicted peak above which a candidate is not run, as a ``pruned`` record; needs ``memory``.
 
     Raises:
         UsageError: if there are no prompts, ``batch`` is less than 1, or the metric, cost or reference is unknown.
@@ -93,6 +101,8 @@ class PipelineEvaluator:
         batch: int = 8,
         tree_bytes: int | None = None,
         stray: float = STRAY,
+        memory: MemoryModel | None = None,
+        max_bytes: int | None = None,
     ) -> None:
         if not prompts or batch < 1:
             raise UsageError(
@@ -107,6 +117,8 @@ class PipelineEvaluator:
         self._cost = cost
         self._cost_model = cost_model
         self._mac_table = mac_table
+        self._memory = memory
+        self._max_bytes = max_bytes
         self._lists = cost_model.times.block_lists
         self._workload = Workload.from_card(card)
         self._drain = synchroniser(device)
@@ -121,6 +133,7 @@ class PipelineEvaluator:
             tree=PrefixTree(room_on(torch.device(device)) if tree_bytes is None else tree_bytes),
             stray=stray,
             on_images=self._book,
+            layers=LowBitCache(_room_for_layers(torch.device(device))),
         )
         self.objectives: tuple[Objective, ...] = (
             Objective(name=cost, unit="ms" if cost == "latency_ms" else "MAC", better="min"),
@@ -158,9 +171,10 @@ class PipelineEvaluator:
         with self._counting() as spent:
             # Whatever a schedule breaks (shapes, memory, numbers) is a property of the schedule: a record, not a crash.
             try:
+                self._require_room(candidate.schedule)
                 samples = self._samples(self._runner.roll(candidate.schedule, n))
                 numbers = self._numbers(candidate.schedule, samples)
-            except HopelessError as error:
+            except (HopelessError, _TooLargeError) as error:
                 status, reason = "pruned", str(error)
             except Exception as error:  # noqa: BLE001
                 samples = {}
@@ -207,6 +221,18 @@ class PipelineEvaluator:
         """Denoiser evaluations of the last `prepare`, `evaluate` or `fit`."""
         return self._spent.evaluations
 
+    @property
+    def layers_made(self) -> int:
+        """Low-bit layers made so far; those that were at hand are not among them."""
+        return self._runner.layers.made
+
+    def _require_room(self, schedule: Schedule) -> None:
+        """Refuse a schedule whose predicted peak is above the limit, before anything is run."""
+        if self._memory is None or self._max_bytes is None:
+            return
+        if reason := self._memory.why_not(schedule, self._max_bytes):
+            raise _TooLargeError(reason)
+
     def _book(self, images: int) -> None:
         self._spent.add_images(images)
 
@@ -251,4 +277,12 @@ class PipelineEvaluator:
             "denoiser_calls": float(sum(step.calls for step in work if step.runs_denoiser)),
             **means,
         }
+        if self._memory is not None:
+            metrics["checkpoint_bytes"] = float(self._memory.checkpoint_bytes(schedule))
+            metrics["peak_bytes"] = float(self._memory.peak_bytes(schedule))
         return (costs[self._cost], means[self._quality]), tuple(metrics.items())
+
+
+def _room_for_layers(device: torch.device) -> int:
+    """Bytes of low-bit weights kept between candidates: a quarter of what is free on the device, or a fixed amount."""
+    return int(torch.cuda.mem_get_info(device)[0]) // 4 if device.type == "cuda" else CACHE_BYTES

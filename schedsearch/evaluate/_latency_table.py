@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 from schedsearch.errors import EvaluationError, UsageError
 from schedsearch.evaluate._linears import FLOAT_BYTES, LinearLayer, Linears
-from schedsearch.schedule import PrecisionRule, write_atomically
+from schedsearch.schedule import NUMBER_FORMATS, PrecisionRule, rule_of_word, write_atomically
 
 FORMAT = "schedsearch.latencies"
 VERSION = 1
@@ -30,7 +29,6 @@ Mode = Literal["eager", "compiled"]
 
 MODES: tuple[Mode, ...] = ("eager", "compiled")
 
-_WORD = re.compile(r"([a-z0-9_]+)(?:/([a-z0-9_]+))?(?:@(row|tensor))?(?:\+([1-9]\d{0,4}))?")
 _MAX_BYTES = 64 * 2**20
 _MAX_SHOWN = 60
 
@@ -177,21 +175,6 @@ class LatencyTable:
         return None
 
 
-def format_word(weight: str, activation: str, scales: str = "default", rank: int = 0) -> str:
-    """Return the word for a precision rule's formats.
-
-    >>> format_word("int8", "int8"), format_word("int4", "bf16", "tensor", 32)
-    ('int8', 'int4/bf16@tensor+32')
-    """
-    both = weight if weight == activation else f"{weight}/{activation}"
-    return both + (f"@{scales}" if scales != "default" else "") + (f"+{rank}" if rank else "")
-
-
-def rule_word(rule: PrecisionRule) -> str:
-    """Return the word for the formats of ``rule``."""
-    return format_word(rule.weight, rule.activation, rule.scales, rule.rank)
-
-
 def parse_word(text: str, *, base: str) -> PrecisionRule:
     """Return a rule, matching every layer, for the format word ``text``.
 
@@ -203,19 +186,14 @@ def parse_word(text: str, *, base: str) -> PrecisionRule:
     Raises:
         UsageError: it is no such word, or names no format.
     """
-    from schedsearch.quantize import FORMATS
-
-    match = _WORD.fullmatch(text)
-    weight, activation = (match[1], match[2] or match[1]) if match else ("", "")
-    if match is None or weight not in FORMATS or activation not in FORMATS or match[2] == "nf4":
+    rule = rule_of_word(text, base=base)
+    if rule is None:
         raise UsageError(
             f"--formats: found {text[:_MAX_SHOWN]!r}, expected WEIGHT, WEIGHT/ACTIVATION, and where wanted @row or "
-            f"@tensor and +RANK after it, such as int8, int4/bf16 or int4+32, of the formats {', '.join(FORMATS)}; "
-            "nf4 is for weights only."
+            f"@tensor and +RANK after it, such as int8, int4/bf16 or int4+32, of the formats "
+            f"{', '.join(NUMBER_FORMATS)}; nf4 is for weights only."
         )
-    activation = base if activation == "nf4" else activation
-    rank = int(match[4] or 0)
-    return PrecisionRule(pattern="*", weight=weight, activation=activation, scales=match[3] or "default", rank=rank)
+    return rule
 
 
 def write_table(table: LatencyTable, path: str | PathLike[str]) -> None:

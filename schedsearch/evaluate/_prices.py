@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from schedsearch.errors import EvaluationError
-from schedsearch.evaluate._latency_table import LatencyTable, Mode, rule_word
+from schedsearch.evaluate._latency_table import LatencyTable, Mode
 from schedsearch.evaluate._linears import LinearLayer, LinearShape, protects
-from schedsearch.schedule import PrecisionRule, Schedule, rule_of
+from schedsearch.schedule import PrecisionRule, Schedule, rule_of, rule_word
 
 Basis = Literal["base", "executed", "simulated", "unmeasured"]
 """Why a layer has its price: left in the base dtype; executed and timed here; only simulated here; no such row."""

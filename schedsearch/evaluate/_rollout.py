@@ -29,7 +29,7 @@ from schedsearch.evaluate._tree import (
     place_of,
     root_key,
 )
-from schedsearch.runtime import Handle, apply
+from schedsearch.runtime import Handle, LowBitCache, apply
 from schedsearch.runtime._plan import KEEP, SiteKind
 from schedsearch.runtime._resume import Held, Snapshot
 from schedsearch.runtime._solver import Call, History, columns, fitted
@@ -70,6 +70,7 @@ class Runner:
         tree: where calls are kept.
         stray: relative latent error after a step above which a run ends, see `relative_error`; infinity never ends one.
         on_images: called after each call of the pipeline with the images it worked on.
+        layers: where low-bit layers are kept between schedules.
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class Runner:
         tree: PrefixTree,
         stray: float,
         on_images: Callable[[int], None],
+        layers: LowBitCache | None = None,
     ) -> None:
         self.runs = runs
         self.teacher = teacher
         self.tree = tree
         self.stray = stray
         self.on_images = on_images
+        self.layers = layers or LowBitCache()
         self.known: dict[tuple[bytes, float, int, int], tuple[float, ...]] = {}
         """Scalars by call, level the step leads to, order and number of prompts."""
 
@@ -96,7 +99,7 @@ class Runner:
             ApplyError: it cannot be put on this pipeline.
             HopelessError: it strays beyond the bound.
         """
-        with torch.inference_mode(), apply(self.runs.pipe, schedule, unfitted=True) as handle:
+        with torch.inference_mode(), apply(self.runs.pipe, schedule, unfitted=True, cache=self.layers) as handle:
             return _Run(self, handle, n).finish()
 
 

@@ -15,7 +15,7 @@ import torch
 
 from schedsearch import __version__
 from schedsearch.errors import UsageError
-from schedsearch.evaluate._latency_table import LatencyTable, Mode, parse_word, rule_word
+from schedsearch.evaluate._latency_table import LatencyTable, Mode, parse_word
 from schedsearch.evaluate._latent_errors import LatentErrors
 from schedsearch.evaluate._linears import FLOAT_BYTES, Linears, linears_of, protects, weight_bytes
 from schedsearch.evaluate._models import ModelCard
@@ -24,7 +24,7 @@ from schedsearch.evaluate._trace import capture_call
 from schedsearch.evaluate._workload import Pipeline, Workload
 from schedsearch.quantize import average_bits
 from schedsearch.runtime import blocks_of, denoiser_of
-from schedsearch.schedule import PrecisionRule, Schedule
+from schedsearch.schedule import PrecisionRule, Schedule, rule_word
 from schedsearch.sensitivity import (
     REMOVED,
     Cell,

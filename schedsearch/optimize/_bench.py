@@ -14,15 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import (
     CostModel,
     MacTable,
+    MemoryModel,
     ModelCard,
     PipelineEvaluator,
     QualityMetric,
     Workload,
+    denoiser_formats,
     find_metric,
     schedule_macs,
+    worthwhile,
 )
 from schedsearch.optimize._display import Display
 from schedsearch.runtime import (
@@ -34,8 +38,8 @@ from schedsearch.runtime import (
     model_ref,
     tokens,
 )
-from schedsearch.schedule import MODEL_ROW, Budget, Schedule, parse_budget
-from schedsearch.space import SearchSpace, load_space
+from schedsearch.schedule import MODEL_ROW, Budget, Schedule, parse_budget, parse_bytes
+from schedsearch.space import LinearLayers, SearchSpace, load_space
 from schedsearch.study import Probe, Spent, Study
 from schedsearch_calibration import PromptSet
 
@@ -71,6 +75,7 @@ class OptimizeSettings:
 
     model: str
     budget: str
+    max_memory: str | None = None
     search: str = "auto"
     trials: int | None = None
     minutes: float | None = None
@@ -110,6 +115,7 @@ class Bench:
     cost: CostModel = field(init=False)
     macs: MacTable = field(init=False)
     probe: Probe = field(init=False)
+    memory: MemoryModel | None = field(init=False, default=None)
 
     @cached_property
     def plain(self) -> Schedule:
@@ -118,13 +124,57 @@ class Bench:
 
     @cached_property
     def space(self) -> SearchSpace:
-        """What may be searched for this model."""
+        """What may be searched for this model; of number formats, those that were timed here and gain something.
+
+        Where no format was timed, as by a study of an earlier release, all layers stay as they are; also where what
+        counts is multiply-accumulates, of which there are as many in any format.
+        """
+        wide, prices = self.wide_space, self.cost.prices
+        if prices is None or not self.wants_formats:
+            return wide.restrict(precision="frozen")
+        layers = [layer for group in wide.precision.groups for layer in group.layers]
+        for_memory = self.settings.max_memory is not None
+        kept = [rule for rule in self._layers.formats if worthwhile(prices, rule, layers, for_memory=for_memory)]
+        return self._space_with(replace(self._layers, formats=tuple(kept)))
+
+    @property
+    def wants_formats(self) -> bool:
+        """Whether a number format could help: with time, or with memory."""
+        return self.cost_name == "latency_ms" or self.settings.max_memory is not None
+
+    @cached_property
+    def wide_space(self) -> SearchSpace:
+        """The same with every format that the device carries out, timed or not."""
+        return self._space_with(self._layers)
+
+    @cached_property
+    def _layers(self) -> LinearLayers:
+        try:
+            names, base, formats = denoiser_formats(self.pipe)
+        except EvaluationError:  # weights of several dtypes: there is no one base to go by
+            return LinearLayers(names=(), base="bf16")
+        return LinearLayers(names=names, base=base, formats=formats)
+
+    def _space_with(self, linears: LinearLayers) -> SearchSpace:
+        size = {"height": self.card.height, "width": self.card.width}
         return load_space(
             self.card.family,
-            model=model_ref(self.pipe, height=self.card.height, width=self.card.width),
+            model=model_ref(self.pipe, **size),
             blocks=blocks_of(self.pipe),
-            sigma=default_sigmas(self.pipe, self.card.steps, height=self.card.height, width=self.card.width),
+            sigma=default_sigmas(self.pipe, self.card.steps, **size),
+            linears=linears,
         )
+
+    @cached_property
+    def max_bytes(self) -> int | None:
+        """Most bytes of the denoiser's weights and caches."""
+        return None if self.settings.max_memory is None else parse_bytes(self.settings.max_memory)
+
+    def has_room_for(self, schedule: Schedule) -> bool:
+        """Whether ``schedule`` is predicted to keep the limit of memory, if there is one."""
+        if self.memory is None or self.max_bytes is None:
+            return True
+        return self.memory.peak_bytes(schedule) <= self.max_bytes
 
     def count(self, schedule: Schedule) -> float:
         """MACs of one image."""
@@ -193,6 +243,8 @@ class Bench:
             seed=seed,
             device=self.settings.device,
             batch=self.batch,
+            memory=self.memory,
+            max_bytes=self.max_bytes,
         )
 
     @property
@@ -241,6 +293,13 @@ def masked(bench: Bench, computed: int) -> Schedule:
     """A schedule that runs the denoiser at its first ``computed`` steps; its cost is that of any such schedule."""
     row = "C" * computed + "R" * (bench.card.steps - computed)
     return replace(bench.plain, ops=((MODEL_ROW, row),))
+
+
+def cheapest(bench: Bench) -> list[Schedule]:
+    """Returns the schedules of one denoiser call: with all layers as they are, and all in each format."""
+    one, axis = masked(bench, 1), bench.space.precision
+    formats = range(1, len(axis.formats) + 1) if axis.is_open else ()
+    return [one, *(replace(one, precision=axis.rules(axis.preset("all", number))) for number in formats)]
 
 
 def denoiser_budgets(bench: Bench) -> tuple[int, ...]:

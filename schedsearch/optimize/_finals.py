@@ -182,10 +182,11 @@ def _held_out(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[list[dic
     images = len(bench.held_out.prompts)
     references = (1 + REFINEMENT) * measured[0].denoiser_calls
     evals = round(images * (references + sum(row.denoiser_calls for row in measured)))
-    return [_row(bench, row) for row in sound], evals
+    return [_row(bench, row, schedules.get(row.name, bench.plain)) for row in sound], evals
 
 
-def _row(bench: Bench, row: HeldOutRow) -> dict[str, Any]:
+def _row(bench: Bench, row: HeldOutRow, schedule: Schedule) -> dict[str, Any]:
+    """What the study keeps of a run; ``schedule`` says what the denoiser's weights are in it."""
     stamp = Measurement(
         metric="", unit="", better="min", value=0.0, low=0.0, high=0.0, n=1,
         prompts=f"{bench.held_out.name} sha256:{bench.held_out.sha256[:16]}",
@@ -198,6 +199,13 @@ def _row(bench: Bench, row: HeldOutRow) -> dict[str, Any]:
         *timings(stamp, row.speedup, row.latency),
         replace(stamp, metric="macs_fraction", unit="1", value=macs, low=macs, high=macs),
     ]
+    if bench.memory is not None:
+        memory = bench.memory
+        sizes = {"checkpoint_bytes": memory.checkpoint_bytes(schedule), "peak_bytes": memory.peak_bytes(schedule)}
+        numbers += [
+            replace(stamp, metric=name, unit="B", value=float(size), low=float(size), high=float(size))
+            for name, size in sizes.items()
+        ]
     for name in QUALITY:
         plain_name = name.removeprefix("converged_")
         metric = find_metric(plain_name, "default" if plain_name == name else "converged")

@@ -66,7 +66,7 @@ class Result:
 
 
 HEADER = ("run", "kind", "steps", "denoiser calls", "speedup", "low", "high", "latency ms", "macs %", "PSNR dB",
-          "SSIM", "latent error", "converged PSNR dB")  # fmt: skip
+          "SSIM", "latent error", "converged PSNR dB", "checkpoint MB", "peak MB")  # fmt: skip
 
 SHOWN = ("run", "denoiser calls", "speedup", "latency ms", "macs %", "PSNR dB", "SSIM", "latent error")
 """Columns that fit a terminal; the file has all."""
@@ -93,8 +93,14 @@ def _cells(result: Result) -> dict[str, str]:
         f"{result.value('ssim'):.4f}",
         f"{result.value('latent_error'):.4f}",
         f"{result.value('converged_psnr'):.2f}",
+        *(_megabytes(result, metric) for metric in ("checkpoint_bytes", "peak_bytes")),
     )
     return dict(zip(HEADER, cells, strict=True))
+
+
+def _megabytes(result: Result, metric: str) -> str:
+    """Bytes in units of a million; nothing where they were not predicted, as in studies of earlier releases."""
+    return next((f"{m.value / 1e6:.2f}" for m in result.measured if m.metric == metric), "")
 
 
 def write_table(path: Path, results: Sequence[Result]) -> None:

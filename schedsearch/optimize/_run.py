@@ -16,6 +16,7 @@ from pathlib import Path
 from schedsearch.errors import EvaluationError, UsageError
 from schedsearch.evaluate import (
     CostModel,
+    MemoryModel,
     Workload,
     count_macs,
     device_name,
@@ -24,13 +25,15 @@ from schedsearch.evaluate import (
     load_pipeline,
     measure_cost,
     measure_probe,
+    memory_model,
+    with_linear_prices,
 )
 from schedsearch.optimize._bench import (
     Bench,
     OptimizeSettings,
     book,
+    cheapest,
     denoiser_budgets,
-    masked,
     spent,
     wanted_costs,
 )
@@ -38,7 +41,7 @@ from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import finals
 from schedsearch.optimize._results import SHOWN, Result, choose, rows, undominated, write_results
 from schedsearch.runtime import block_lists_of
-from schedsearch.schedule import Budget, parse_budget, write_atomically
+from schedsearch.schedule import Budget, parse_budget, parse_bytes, rule_word, write_atomically
 from schedsearch.search import SEARCHERS, Stop, make_searcher, run
 from schedsearch.study import Evaluation, Frontier, Objective, Probe, Study
 from schedsearch_calibration import PromptSet, prompt_set, read_prompts
@@ -118,6 +121,8 @@ def load_bench(settings: OptimizeSettings, display: Display) -> Bench:
     if settings.search not in SEARCHERS:
         raise UsageError(f"--search: found {settings.search!r}, expected one of {', '.join(sorted(SEARCHERS))}.")
     find_metric(settings.metric, settings.reference)
+    if settings.max_memory is not None:
+        parse_bytes(settings.max_memory)
     card = find_card(settings.model)
     prompts = prompt_set(card.calibration) if settings.prompts is None else read_prompts(settings.prompts)
     held_out = prompt_set(card.held_out)
@@ -169,6 +174,7 @@ def _open_study(bench: Bench) -> Study:
             "device": device_name(settings.device),
             "dtype": settings.dtype,
             "seed": settings.seed,
+            **({} if bench.max_bytes is None else {"max_memory": bench.max_bytes}),  # earlier studies have no such key
         },
         resume=settings.resume,
     )
@@ -184,9 +190,14 @@ def measure_parts(bench: Bench, study: Study) -> None:
             cost = measure_cost(
                 bench.pipe, workload, device=bench.settings.device, prompt=bench.prompts.prompts[0], on_round=advance
             )
+        axis = bench.wide_space.precision
+        if axis.is_open and cost.prices is None and bench.wants_formats:
+            with bench.display.stage("timing number formats"):
+                cost = with_linear_prices(cost, bench.pipe, bench.card, axis.formats)
         study.notes.set("cost", cost.to_json())
         book(study, "cost model", started)
     bench.cost = CostModel.from_json(str(study.notes["cost"]))
+    bench.memory = _memory(bench, workload)
     if "probe" not in study.notes:
         started = time.monotonic()
         prompts = bench.prompts.prompts[: bench.fidelity]
@@ -199,11 +210,32 @@ def measure_parts(bench: Bench, study: Study) -> None:
         f"{bench.card.name} on {bench.cost.device}: {bench.cost.full_ms:.0f} ms per image, of which "
         f"{bench.cost.floor_ms:.0f} ms no schedule can change"
     )
+    if bench.space.precision.is_open:
+        words = ", ".join(map(rule_word, bench.space.precision.formats))
+        bench.display.line(f"Number formats that gained when timed here: {words}")
+
+
+def _memory(bench: Bench, workload: Workload) -> MemoryModel | None:
+    """What schedules take; nothing for a denoiser whose weights have several dtypes, which nobody has asked about."""
+    try:
+        return memory_model(bench.pipe, workload, bench.prompts.prompts[0], prices=bench.cost.prices)
+    except EvaluationError:
+        if bench.max_bytes is not None:
+            raise
+        return None
 
 
 def _require_reachable(bench: Bench) -> None:
-    """Refuses a budget that even one denoiser call does not keep."""
-    best = bench.ratio(masked(bench, 1))
+    """Refuses a budget that even one denoiser call does not keep, or memory that the smallest weights do not."""
+    few = cheapest(bench)
+    if bench.memory is not None and bench.max_bytes is not None:
+        least = min(few, key=bench.memory.peak_bytes)
+        if reason := bench.memory.why_not(least, bench.max_bytes):
+            raise EvaluationError(
+                f"--max-memory: even all layers in the smallest format searched here are too much; {reason}. Allow "
+                "more, or a space file with smaller formats."
+            )
+    best = max(map(bench.ratio, few))
     if bench.target > best:
         raise EvaluationError(
             f"--budget: found {bench.budget}, expected one that one denoiser call can keep, about {best:.1f}x "
@@ -217,7 +249,7 @@ def searcher_options(bench: Bench) -> dict[str, object]:
     if bench.settings.search == "auto":
         limit = bench.settings.trials
         few = {} if limit is None else {"n_seeds": max(5, limit // 3)}
-        return {"focus": wanted_costs(bench), **few}
+        return {"focus": wanted_costs(bench), **few, **({} if bench.has_room_for(bench.plain) else {"low_bit": True})}
     if bench.settings.search != "anneal":
         return {}
     trials = bench.settings.trials or DEFAULT_TRIALS

@@ -11,7 +11,8 @@ holds for all steps costs nothing: it is folded into the scales of the weight's 
 step is one fused multiply-add.
 
 The layer it is made of stays as it is and is needed again: for `QuantLinear.base`, and when the input comes to another
-device than that the product was made for. So a low-bit layer takes memory on top of it (`QuantLinear.n_bytes`).
+device than that the product was made for. So a low-bit layer takes memory on top of it (`QuantLinear.n_bytes`), unless
+`QuantLinear.release` gives that up.
 """
 
 from __future__ import annotations
@@ -109,9 +110,22 @@ class QuantLinear(nn.Module):
         return sum(t.numel() * t.element_size() for t in held)
 
     @torch.no_grad()
+    def release(self) -> bool:
+        """Frees the weight of the layer it is made of, which cannot run any more; returns whether it did.
+
+        From then on this layer stays on its device. A layer whose own product is used keeps its weight.
+        """
+        if self.choice.execution == "base":
+            return False
+        weight = self.base.weight
+        weight.data = weight.data.new_empty(0)  # still of its dtype and on its device, which others ask it for
+        return True
+
+    @torch.no_grad()
     def make(self, device: torch.device) -> None:
         """Makes everything anew, for inputs on ``device``."""
         linear, tables, execution = self._made_of
+        _check_there(linear)
         dtype, shape = linear.weight.dtype, (linear.out_features, linear.in_features)
         device = self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as inputs say
         self.choice = _choice(execution, self.rule, shape, dtype, device, static="activation_scale" in tables)
@@ -209,7 +223,16 @@ def _choice(
     return Choice(execution=execution, reasons=(("others", "it was asked for"),))
 
 
+def _check_there(linear: nn.Linear) -> None:
+    if not linear.weight.numel() and linear.in_features * linear.out_features:
+        raise UnsupportedFeatureError(
+            "precision: found a layer whose own weight was let go by keep_base=False, expected its weight. Load the "
+            "model again, on the device where it is to run."
+        )
+
+
 def _check_layer(linear: nn.Linear, rule: PrecisionRule) -> None:
+    _check_there(linear)
     weight = linear.weight
     if not weight.is_floating_point() or tuple(weight.shape) != (linear.out_features, linear.in_features):
         raise UnsupportedFeatureError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from schedsearch.runtime._apply import Handle, apply
+    from schedsearch.runtime._precision import LowBitCache
     from schedsearch.runtime._topology import (
         adapters_of,
         block_lists_of,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Handle",
+    "LowBitCache",
     "adapters_of",
     "apply",
     "block_lists_of",
@@ -36,7 +38,7 @@ __all__ = [
     "topology_of",
 ]
 
-_IN_APPLY = ("Handle", "apply")
+_IN_APPLY = ("Handle", "LowBitCache", "apply")
 
 
 def __getattr__(name: str) -> object:

@@ -23,7 +23,7 @@ from schedsearch.errors import (
 from schedsearch.runtime._correction import check_shapes, correction_tensors
 from schedsearch.runtime._describe import describe
 from schedsearch.runtime._plan import Plan, plan
-from schedsearch.runtime._precision import low_bit_layers
+from schedsearch.runtime._precision import LowBitCache, low_bit_layers
 from schedsearch.runtime._resume import Snapshot, refuse_other, restore, sites_key, taken
 from schedsearch.runtime._scheduler import OnCall, ScheduleScheduler
 from schedsearch.runtime._solver import Call, History, program
@@ -42,12 +42,22 @@ class Handle:
         schedule: what is being replayed.
     """
 
-    def __init__(self, pipe: Any, schedule: Schedule, *, keep_outputs: bool = False) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        schedule: Schedule,
+        *,
+        keep_outputs: bool = False,
+        keep_base: bool = True,
+        cache: LowBitCache | None = None,
+    ) -> None:
         self.schedule = schedule
         self._pipe = pipe
         self._denoiser = denoiser_of(pipe)
         self._has_room = False
-        self._layers = low_bit_layers(self._denoiser, schedule, _device_of(pipe, self._denoiser))
+        self._layers = low_bit_layers(self._denoiser, schedule, _device_of(pipe, self._denoiser), cache)
+        if not keep_base:
+            self._layers = self._layers.release(self._denoiser)
         lists = block_lists_of(pipe)
         self._program_from = lru_cache(maxsize=64)(partial(_calls, schedule, solver_table(schedule)))
         second = {call.step: call.sigma for call in self.calls if call.extra}
@@ -161,8 +171,14 @@ class Handle:
         """Puts the pipeline back as it was; calling it again does nothing.
 
         Raises:
-            ApplyError: somebody wrapped a module after `apply`; remove that wrapper first.
+            ApplyError: somebody wrapped a module after `apply`, remove that wrapper first; or the schedule was applied
+                with ``keep_base=False``, so that the model must be loaded again.
         """
+        if self._layers.released:
+            raise ApplyError(
+                "pipe: the schedule was applied with keep_base=False, which let the layers' own weights go, so it "
+                "cannot be taken off. Load the model again to run it without this schedule."
+            )
         while self._patches:
             if not self._patches[-1].undo():
                 raise ApplyError(
@@ -187,7 +203,8 @@ class Handle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.remove()
+        if not self._layers.released:  # then it stays on: `remove` says so
+            self.remove()
 
     def _begin_run(self, begin: int, device: torch.device, first: int) -> None:
         if not self._has_room and _is_compiled(getattr(self._pipe, topology_of(self._pipe).denoiser)):
@@ -227,7 +244,13 @@ def _make_room_for_graphs(n_patterns: int) -> None:
 
 
 def apply(
-    pipe: Any, source: Schedule | str | PathLike[str], *, budget: str | None = None, unfitted: bool = False
+    pipe: Any,
+    source: Schedule | str | PathLike[str],
+    *,
+    budget: str | None = None,
+    unfitted: bool = False,
+    keep_base: bool = True,
+    cache: LowBitCache | None = None,
 ) -> Handle:
     """Puts a schedule on ``pipe``; the next ``pipe(...)`` calls replay it.
 
@@ -238,6 +261,10 @@ def apply(
         unfitted: for evaluations: a schedule whose ``table`` steps have no coefficients yet is accepted
             (`Handle.on_call` supplies them), and the denoiser's outputs are kept whether a row needs them or not, so
             that what a run holds does not depend on what comes later.
+        keep_base: ``False`` frees the layers' own weights where low-bit ones take their place. The schedule then cannot
+            be taken off (leaving a ``with`` block leaves it on), and the model must be loaded again for another one.
+            While it is being put on, both are there.
+        cache: for evaluations: keeps low-bit layers for the next schedule on the same pipeline.
 
     Returns:
         The handle that describes the schedule and takes it off again; also a context manager.
@@ -248,7 +275,8 @@ def apply(
         ModelMismatchError: made for a denoiser with other blocks or another configuration.
         AlreadyAppliedError: the denoiser already carries a schedule.
         UnsupportedFeatureError: the schedule uses something this release cannot replay.
-        ApplyError: its tables are not beside it, or do not fit the denoiser's layers.
+        ApplyError: its tables are not beside it, or do not fit the denoiser's layers; or ``keep_base=False`` on a
+            pipeline with offloading, or with a cache.
 
     Warns:
         ScheduleMismatchWarning: other adapters are loaded than when the schedule was searched; or, at the first run,
@@ -265,7 +293,9 @@ def apply(
         _check_fitted(schedule)
     _check_model(pipe, schedule)
     check_shapes(pipe, schedule)
-    return Handle(pipe, schedule, keep_outputs=unfitted)
+    if cache is not None and not keep_base:
+        raise ApplyError("keep_base: found False beside a cache of layers, expected one of the two. Leave one out.")
+    return Handle(pipe, schedule, keep_outputs=unfitted, keep_base=keep_base, cache=cache)
 
 
 def _load(source: Schedule | str | PathLike[str], budget: str | None) -> Schedule:

@@ -5,14 +5,17 @@ the adapted layer: the adapter's own small layers are left alone. The layer stay
 on the instance, underneath offloading hooks, so taking it off leaves the very weights that were there.
 
 Memory: the layers' own weights stay as they are, on their device; the low-bit ones come on top, on the device that the
-pipeline runs on. `LowBitLayers.n_bytes` says how much.
+pipeline runs on. `LowBitLayers.n_bytes` says how much. `LowBitLayers.release` lets the own weights go, for good.
+
+Whoever applies many schedules to one pipeline keeps a `LowBitCache`, so that a layer is made once per rule.
 """
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -27,6 +30,9 @@ from schedsearch.quantize import TABLES, QuantLinear, check_tables, is_base, wor
 from schedsearch.runtime._state import RunState
 from schedsearch.runtime._wrap import Patch
 from schedsearch.schedule import CORRECTION, SOLVER_TENSOR, PrecisionRule, Schedule, corrected_row, rule_of
+
+CACHE_BYTES = 1024**3
+"""Memory for low-bit weights that a `LowBitCache` may take, unless told otherwise."""
 
 _ADAPTED = "base_layer"
 """What peft calls the layer that an adapter's wrapper holds."""
@@ -47,6 +53,26 @@ class LowBitLayers:
 
     layers: tuple[LowBitLayer, ...]
     n_linears: int
+    released: bool = False
+
+    def release(self, denoiser: nn.Module) -> LowBitLayers:
+        """Lets the layers' own weights go where a low-bit one stands in and nothing else uses them.
+
+        Raises:
+            ApplyError: offloading moves the weights about.
+        """
+        if any(hasattr(entry.layer.base, "_hf_hook") for entry in self.layers if entry.layer is not None):
+            raise ApplyError(
+                "keep_base: found False on a pipeline with offloading, which moves the layers' own weights about, "
+                "expected a pipeline that is on its device. Leave keep_base out, or load it without offloading."
+            )
+        uses = Counter(id(weight) for _, weight in denoiser.named_parameters(remove_duplicate=False))
+        released = [
+            entry.layer.release()
+            for entry in self.layers
+            if entry.layer is not None and uses[id(entry.layer.base.weight)] == 1
+        ]
+        return replace(self, released=any(released))
 
     @property
     def n_bytes(self) -> int:
@@ -78,7 +104,7 @@ class LowBitLayers:
             return
         yield (
             f"precision: {len(self.layers)} of {self.n_linears} linear layers; {self.n_bytes / 2**20:.2f} MiB of "
-            "low-bit weights beside the model's own"
+            f"low-bit weights {'in place of' if self.released else 'beside'} the model's own"
         )
         for words, run in groupby(self.layers, key=_words):
             names = [entry.name for entry in run]
@@ -187,13 +213,60 @@ def layer_tables(schedule: Schedule) -> dict[str, dict[str, Tensor]]:
     return tables
 
 
-def low_bit_layers(denoiser: nn.Module, schedule: Schedule, device: torch.device) -> LowBitLayers:
+class LowBitCache:
+    """Low-bit layers by name and rule, so that schedules applied one after another do not make them again.
+
+    Layers with tables are not kept. The one that was not used for longest goes first. For one pipeline whose weights
+    stay as they are.
+
+    Args:
+        max_bytes: memory for low-bit weights, at most.
+
+    Attributes:
+        made: how many layers were made, kept or not.
+    """
+
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.made = 0
+        self._held: OrderedDict[tuple[str, PrecisionRule], QuantLinear] = OrderedDict()
+        self._n_bytes = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes held."""
+        return self._n_bytes
+
+    def get(self, name: str, linear: nn.Linear, rule: PrecisionRule, device: torch.device) -> QuantLinear:
+        """Returns the layer of ``linear`` under ``rule``, made if it is not at hand."""
+        key = (name, replace(rule, pattern="*"))
+        layer = self._held.pop(key, None)
+        if layer is None or layer.base is not linear or not _is_on(layer, device):
+            if layer is not None:
+                self._n_bytes -= layer.n_bytes
+            layer = QuantLinear.of(linear, rule, {}, device=device)
+            self.made += 1
+            self._n_bytes += layer.n_bytes
+        self._held[key] = layer
+        while self._n_bytes > self.max_bytes and self._held:
+            self._n_bytes -= self._held.popitem(last=False)[1].n_bytes
+        return layer
+
+
+def _is_on(layer: QuantLinear, device: torch.device) -> bool:
+    return layer.device == torch.empty(0, device=device).device
+
+
+def low_bit_layers(
+    denoiser: nn.Module, schedule: Schedule, device: torch.device, cache: LowBitCache | None = None
+) -> LowBitLayers:
     """Returns the low-bit layers that a schedule's rules and tables ask for; changes nothing.
 
     Args:
         denoiser: the module.
         schedule: what to follow; its tables are there.
         device: where the denoiser will run.
+        cache: where layers are kept.
 
     Raises:
         ModelMismatchError: a pattern matches no layer, or a table belongs to none that a rule speaks of.
@@ -213,9 +286,12 @@ def low_bit_layers(denoiser: nn.Module, schedule: Schedule, device: torch.device
                 "one of a layer with a rule. Add the rule, or drop the table."
             )
     made = tuple(
-        LowBitLayer(name, rule, _made(name, linears[name], rule, tables.get(name, {}), schedule.n_steps, device=device))
+        LowBitLayer(
+            name, rule,
+            _made(name, linears[name], rule, tables.get(name, {}), schedule.n_steps, device=device, cache=cache),
+        )
         for name, rule in rules.items()
-    )
+    )  # fmt: skip
     return LowBitLayers(made, len(linears))
 
 
@@ -227,12 +303,15 @@ def _made(
     n_steps: int,
     *,
     device: torch.device,
+    cache: LowBitCache | None,
 ) -> QuantLinear | None:
     if is_base(rule, linear.weight.dtype) and not tables:
         return None
     try:
         check_tables(tables, rule, (linear.out_features, linear.in_features), n_steps)
         with _at_hand(linear):
+            if cache is not None and not tables:
+                return cache.get(name, linear, rule, device)
             return QuantLinear.of(linear, rule, tables, device=device)
     except ApplyError as error:
         raise type(error)(f"{name}: {error}") from None

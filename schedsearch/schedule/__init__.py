@@ -1,6 +1,6 @@
 """The schedule format: stdlib only."""
 
-from schedsearch.schedule._budget import Budget, parse_budget
+from schedsearch.schedule._budget import Budget, parse_budget, parse_bytes
 from schedsearch.schedule._canonical import canonical_bytes
 from schedsearch.schedule._codec import ScheduleVersionWarning, dumps, loads, read_schedule, write_schedule
 from schedsearch.schedule._correction import CORRECTION, corrected_row, corrections
@@ -40,6 +40,7 @@ from schedsearch.schedule._vocabulary import (
     SOLVER_TENSOR,
     VERSION,
 )
+from schedsearch.schedule._words import format_word, rule_of_word, rule_word
 
 __all__ = [
     "COMPUTE",
@@ -80,13 +81,17 @@ __all__ = [
     "corrections",
     "dumps",
     "ecad_macs",
+    "format_word",
     "from_ecad",
     "from_smoothcache",
     "loads",
     "parse_budget",
+    "parse_bytes",
     "read_frontier",
     "read_schedule",
     "rule_of",
+    "rule_of_word",
+    "rule_word",
     "solver_table",
     "to_ecad",
     "to_smoothcache",

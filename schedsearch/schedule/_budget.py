@@ -1,4 +1,4 @@
-"""What a schedule may cost, as a person writes it: ``4x``, ``800ms``, ``60%macs``.
+"""What a schedule may cost, as a person writes it: ``4x``, ``800ms``, ``60%macs``; and memory: ``8GB``.
 
 This module does not know schedules.
 """
@@ -76,3 +76,27 @@ def parse_budget(text: str) -> Budget:
         wanted = {"speedup": "1x or more", "latency_ms": "more than 0", "macs_fraction": "above 0 and up to 100%macs"}
         raise UsageError(f"budget: found {quote(text)}, expected {wanted[budget.kind]}. Write a number {_EXAMPLES}.")
     return budget
+
+
+_BYTES = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
+_POWERS = ("", "k", "m", "g", "t")
+
+
+def parse_bytes(text: str) -> int:
+    """The number of bytes that ``text`` writes, rounded down.
+
+    >>> parse_bytes("8GB"), parse_bytes("1.5 GiB"), parse_bytes("512 kB")
+    (8000000000, 1610612736, 512000)
+
+    Raises:
+        UsageError: if it is no number with a unit, or no byte at all.
+    """
+    match = _BYTES.fullmatch(text.strip()) if isinstance(text, str) else None
+    number = (
+        Decimal(match[1]) * (1024 if match[3] else 1000) ** _POWERS.index(match[2].lower()) if match else Decimal(0)
+    )
+    if match is None or (match[3] and not match[2]) or int(number) < 1:
+        raise UsageError(
+            f"--max-memory: found {quote(text)}, expected a number with its unit, such as 8GB, 500MB or 7.5GiB."
+        )
+    return int(number)

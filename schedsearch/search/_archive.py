@@ -106,6 +106,21 @@ class Archive:
         ]
         return [s for _, s in sorted(near, key=lambda pair: (pair[0], pair[1].id))]
 
+    def best(self, n: int) -> list[Schedule]:
+        """Up to ``n`` schedules of the frontier where it matters, spread evenly over it, the cheapest first."""
+        schedules, losses = self.known()
+        if not schedules:
+            return []
+        scaled = self._scaled(losses)
+        front = [
+            (tuple(mine), s)
+            for s, mine in zip(schedules, scaled, strict=True)
+            if mine[0] <= 1.0 and not _dominated(mine, scaled)
+        ]
+        ordered = [s for _, s in sorted(front, key=lambda pair: (pair[0], pair[1].id))]
+        places = np.linspace(0, len(ordered) - 1, min(n, len(ordered))).round().astype(int)
+        return [ordered[place] for place in dict.fromkeys(places.tolist())]
+
     def parent(self, rng: np.random.Generator, *, focused: bool = False) -> Schedule | None:
         """One of the best schedules at a cost drawn at random, or at one of the wanted costs.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from schedsearch.errors import UsageError
 from schedsearch.schedule import Schedule
 from schedsearch.search._archive import Archive
 from schedsearch.search._prices import Prices
+from schedsearch.search._rule_seeds import in_formats, in_turn
 from schedsearch.search._seeds import seeds
 from schedsearch.search._surrogate import KernelRanker
 from schedsearch.search._turn import Turn
@@ -48,6 +49,10 @@ class AutoConfig:
     Attributes:
         first_look: share of the prompts a schedule is looked at on first; 1 measures everything in full at once.
         n_seeds: most schedules in the first population.
+        dressed: best schedules of the first population that are tried in the presets of number formats as well, where
+            the space has such; at most a fifth of it.
+        low_bit: whether the first population is in number formats from the start, because the weights as they are take
+            too much memory.
         pool: children the surrogate chooses one from.
         optimism: standard deviations a prediction is improved by before it is judged.
         unguided: share of the children taken without asking the surrogate.
@@ -64,6 +69,8 @@ class AutoConfig:
 
     first_look: float = 0.25
     n_seeds: int = 120
+    dressed: int = 8
+    low_bit: bool = False
     pool: int = 32
     optimism: float = 0.3
     unguided: float = 0.1
@@ -82,7 +89,7 @@ class AutoConfig:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
         if self.first_look == 0.0:
             raise UsageError("first_look: found 0, expected a share above 0.")
-        for name, low in (("n_seeds", 1), ("pool", 1), ("patience", 0), ("opening", 0)):
+        for name, low in (("n_seeds", 1), ("pool", 1), ("patience", 0), ("opening", 0), ("dressed", 0)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected {low} or more.")
         for name in ("optimism", "slack", "tolerance"):
@@ -112,11 +119,14 @@ class Auto:
         self._turn = Turn(self.name)
         self._is_single = space.cardinality() == 1
         first = list(dict.fromkeys([space.base, *(schedule for _, schedule in seeds(space, probe))]))
+        if self._config.low_bit:
+            first = list(dict.fromkeys(in_turn(space, first)))
         self._seeds = deque(first[: 1 if self._is_single else self._config.n_seeds])
         self._asked: set[str] = set()
         self._promoted: deque[Schedule] = deque()
         self._volumes: list[float] = []
-        self._ranker = KernelRanker()
+        self._ranker = KernelRanker(axis=space.precision)
+        self._is_dressed = not space.precision.is_open
         self._prices = Prices(space)
 
     def ask(self, n: int) -> Sequence[Candidate]:  # noqa: ARG002 - one at a time: the next depends on its outcome
@@ -142,12 +152,24 @@ class Auto:
             self._archive.add(evaluation)
         if not self._seeds and not self._volumes:
             self._archive.settle()
+            self._dress()
         if not self._seeds or self._is_round():
             known = {schedule.id for schedule in self._promoted}
             found = self._archive.worth_measuring(self._config.slack)
             self._promoted.extend(schedule for schedule in found if schedule.id not in known)
         if not self._seeds:
             self._volumes.append(self._archive.volume())
+
+    def _dress(self) -> None:
+        """Adds the best of the first population in the presets of number formats to it, once."""
+        if self._is_dressed:
+            return
+        self._is_dressed = True
+        for schedule in self._archive.best(min(self._config.dressed, self._config.n_seeds // 5)):
+            for _, made in in_formats(self._space, replace(schedule, precision=())):
+                if made.id not in self._asked:
+                    self._asked.add(made.id)
+                    self._seeds.append(made)
 
     def _is_round(self) -> bool:
         """Whether 5, 10, 20, ... seeds were looked at: the best of them are measured in full before the others."""

@@ -3,8 +3,9 @@
 What decides the error of a run is known in kind: a step from ``a`` to ``b`` that integrates the polynomial through its
 nodes errs in proportion to ``|b - a| * prod |middle - node|`` (interpolation error, one factor per node). The vector
 holds logarithms of these errors, by noise level and by number of nodes, beside plain descriptions: the noise levels at
-fixed fractions of the run, shares of families and symbols, and per row how much it computes and how stale it gets. This
-module does not know how good any schedule is.
+fixed fractions of the run, shares of families and symbols, per row how much it computes and how stale it gets, and of
+each number format which share of the layers of a kind, or of a block, has it. This module does not know how good any
+schedule is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from schedsearch.schedule import MODEL_ROW, OPS, Schedule, Solver
 from schedsearch.schedule._vocabulary import CORRECTORS, ESTIMATES, FAMILIES, PREDICTIONS
+from schedsearch.space import PrecisionAxis
 
 Array = npt.NDArray[np.float64]
 
@@ -37,8 +39,14 @@ _CELL_OF[np.frombuffer(OPS.encode(), dtype=np.uint8)] = np.arange(len(OPS), dtyp
 class Features:
     """Vectors that tell schedules apart by the rows and removed modules named in a few of them."""
 
-    def __init__(self, schedules: Sequence[Schedule]) -> None:
-        """Take the vocabulary from ``schedules``; what others name beside it only counts in the shares."""
+    def __init__(self, schedules: Sequence[Schedule], axis: PrecisionAxis | None = None) -> None:
+        """Take the vocabulary from ``schedules``; what others name beside it only counts in the shares.
+
+        Args:
+            schedules: what is to be told apart.
+            axis: of number formats; without one they are not looked at.
+        """
+        self._axis = axis if axis is not None and axis.is_open else None
         self.rows = frozenset(name for schedule in schedules for name, _ in schedule.ops) - {MODEL_ROW}
         self.pruned = frozenset(name for schedule in schedules for name in schedule.pruned)
         self.is_flow = all(schedule.sigma[0] <= 1.0 for schedule in schedules)
@@ -83,6 +91,8 @@ class Features:
             parts += [*finer, _counts(work * (1.0 - finer[0][:, 0]))]
         if self._removed:
             parts.append(self._pruned(schedules))
+        if self._axis is not None:
+            parts.append(_format_shares(schedules, self._axis))
         return np.concatenate(parts, axis=1)
 
     def _depths(self, sigma: Array) -> Array:
@@ -146,6 +156,21 @@ class Features:
                 if name in self._removed:
                     flags[i, self._removed[name]] = 1.0
         return flags
+
+
+def _format_shares(schedules: Sequence[Schedule], axis: PrecisionAxis) -> Array:
+    """Shares `(n, n_formats * (1 + n_kinds + n_blocks))` of layers in each format: of all, of a kind, of a block."""
+    choices = np.array([axis.choice(schedule.precision, schedule.pruned) for schedule in schedules])
+    sizes = np.array([float(len(group.layers)) for group in axis.groups])
+    kinds = {kind: i for i, kind in enumerate(axis.kinds)}
+    members = np.zeros((len(axis.groups), 1 + len(kinds) + len(axis.blocks)))
+    members[:, 0] = sizes
+    for i, group in enumerate(axis.groups):
+        members[i, 1 + kinds[group.kind]] = sizes[i]
+        for block in group.blocks:
+            members[i, 1 + len(kinds) + block] = sizes[i] / len(group.blocks)
+    members /= np.maximum(members.sum(axis=0), _FLOOR)
+    return np.concatenate([(choices == number) @ members for number in range(1, len(axis.formats) + 1)], axis=1)
 
 
 def _counts(*counts: Array) -> Array:

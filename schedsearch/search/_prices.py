@@ -1,12 +1,13 @@
 """What schedules cost, learnt from those that were told: a sum of prices of the calls and blocks they compute.
 
 Costs (wall time, multiply-accumulates) are sums over what runs, so a few dozen records settle them far better than any
-general predictor could. This module does not know what the numbers measure.
+general predictor could. A layer in another number format saves something each time it runs: a price per kind of layer
+and format. This module does not know what the numbers measure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,11 @@ class Prices:
 
     def __init__(self, space: SearchSpace) -> None:
         self._blocks = space.blocks
+        self._axis = space.precision
         self._parts = sorted({(_kind(b.name), part) for b in space.blocks for part in b.components})
+        self._known = {b.name: b.name for b in space.blocks}
+        self._known |= {f"{b.name}.{part}": b.name for b in space.blocks for part in b.components}
+        self._owners: dict[str, str] = {}
         self._rows: dict[str, Floats] = {}
         self._weights: Floats | None = None
         self.error = float("inf")
@@ -81,7 +86,41 @@ class Prices:
                 predicted += sum(passes[step] for step in missing if inner[step] != SKIP)
         terms = float(sum(s.order - 1 for s in schedule.solver))
         once = (1.0, schedule.n_steps, sum(passes.values()), terms, predicted)
-        return np.array([*once, *computed, *left_out.values()])
+        return np.array([*once, *computed, *left_out.values(), *self._in_formats(schedule, passes)])
+
+    def _in_formats(self, schedule: Schedule, passes: Mapping[int, float]) -> Floats:
+        """How often layers run in each format, by kind of group."""
+        axis = self._axis
+        if not axis.is_open:
+            return np.zeros(0)
+        kinds = {kind: i for i, kind in enumerate(axis.kinds)}
+        runs = np.zeros((len(kinds), len(axis.formats)))
+        known: dict[str, float] = {}
+        for group, number in zip(axis.groups, axis.choice(schedule.precision, schedule.pruned), strict=True):
+            for layer in group.layers if number else ():
+                around = self._around(layer)
+                if around not in known:
+                    known[around] = self._runs(schedule, passes, around)
+                runs[kinds[group.kind], number - 1] += known[around]
+        return runs.reshape(-1)
+
+    def _around(self, layer: str) -> str:
+        """The component a layer is in, else its block, else nothing."""
+        if layer not in self._owners:
+            heads = [layer[:i] for i, char in enumerate(layer) if char == "."]
+            inside = [name for name in (layer, *reversed(heads)) if name in self._known]
+            self._owners[layer] = inside[0] if inside else ""
+        return self._owners[layer]
+
+    def _runs(self, schedule: Schedule, passes: Mapping[int, float], name: str) -> float:
+        """How often what is in module ``name`` runs; all calls if it is in none."""
+        if not name:
+            return sum(passes.values())
+        block = self._known[name]
+        if block in schedule.pruned:
+            return 0.0
+        rows = [schedule.row(row) for row in dict.fromkeys((block, name))]
+        return sum(count for step, count in passes.items() if all(row[step] == COMPUTE for row in rows))
 
 
 def _kind(name: str) -> str:

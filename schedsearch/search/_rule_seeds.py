@@ -7,12 +7,13 @@ caller repairs and sorts out. Masks are for the default number of steps. This mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 
 from schedsearch.errors import SpaceError
-from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, Schedule, Solver
+from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, Schedule, Solver, rule_word
 from schedsearch.search._published import (
     ATTENTION_INTERVALS,
     FORA_INTERVALS,
@@ -41,6 +42,35 @@ WARPS: Mapping[str, tuple[str, Mapping[str, float]]] = MappingProxyType(
 
 ATTENTION = frozenset({"attn", "attn1", "attn2"})
 CROSS_ATTENTION = "attn2"
+
+
+# ---- number formats
+
+PRESETS = ("all", "inner", "late")
+"""Layers that are put in one format: all that may change, those of all blocks but the outer ones, of the later half."""
+
+
+def formats(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:  # noqa: ARG001 - one form for all
+    """The plain run with one format for all layers that may change, or for part of the blocks."""
+    yield from in_formats(space, space.base)
+
+
+def in_formats(space: SearchSpace, schedule: Schedule) -> Iterator[Named]:
+    """``schedule`` in each format of the space, for all layers that may change or for part of the blocks."""
+    axis = space.precision
+    for preset in PRESETS if axis.is_open else ():
+        for number, rule in enumerate(axis.formats, start=1):
+            rules = axis.rules(axis.preset(preset, number), schedule.pruned)
+            if rules:
+                yield f"{rule_word(rule)}-{preset}", replace(schedule, precision=rules)
+
+
+def in_turn(space: SearchSpace, schedules: Sequence[Schedule]) -> Iterator[Schedule]:
+    """``schedules`` with all layers that may change in a format, each in the next one; as they are if there is none."""
+    axis = space.precision
+    for i, schedule in enumerate(schedules):
+        number = 1 + i % len(axis.formats) if axis.is_open else 0
+        yield replace(schedule, precision=axis.rules(axis.preset("all", number), schedule.pruned))
 
 
 # ---- masks

@@ -43,6 +43,7 @@ GENERATORS: Mapping[str, Source] = MappingProxyType(
         "steps-table": _by_rule(ruled.steps_table),
         "placed-table": _measured(probed.placed_table),
         "forecast-dp": _measured(probed.forecast_masks),
+        "formats": _by_rule(ruled.formats),
         "steps-adams": _by_rule(ruled.steps_adams),
         "placed-adams": _measured(probed.placed_adams),
         "taylorseer": _by_rule(ruled.taylorseer),
@@ -143,10 +144,13 @@ def _legal(space: SearchSpace, generator: str, made: Iterable[Named]) -> Iterato
 def says_the_same(wish: Schedule, schedule: Schedule, space: SearchSpace) -> bool:
     """Whether ``schedule``, the repaired ``wish``, is still what was meant.
 
-    Rows and removed blocks must be equal. Noise levels may move to the nearest point of the lattice. Solvers must be of
-    the same family and order, except where history or the end of the run lowers them; Euler stands for the default.
+    Rows, removed blocks and formats must be equal. Noise levels may move to the nearest point of the lattice. Solvers
+    must be of the same family and order, except where history or the end of the run lowers them; Euler stands for the
+    default.
     """
-    if (wish.n_steps, wish.ops, wish.pruned) != (schedule.n_steps, schedule.ops, schedule.pruned):
+    if wish.n_steps != schedule.n_steps or any(
+        getattr(wish, part) != getattr(schedule, part) for part in ("ops", "pruned", "precision")
+    ):
         return False
     spacing = (space.sigma[0] - space.sigma[-1]) / space.lattice
     if any(abs(a - b) > 1.01 * spacing for a, b in zip(wish.sigma, schedule.sigma, strict=True)):

@@ -21,6 +21,7 @@ from schedsearch.errors import UsageError
 from schedsearch.schedule import MODEL_ROW, OPS, Schedule
 from schedsearch.schedule._vocabulary import MAX_ORDER
 from schedsearch.search._features import WORDS, Features, cells_of, solver_table
+from schedsearch.space import PrecisionAxis
 
 if TYPE_CHECKING:
     import torch
@@ -98,11 +99,13 @@ class KernelRanker:
     features of schedules.
     """
 
-    def __init__(self, *, limit: int = 500, optimism: float = 0.0) -> None:
+    def __init__(self, *, limit: int = 500, optimism: float = 0.0, axis: PrecisionAxis | None = None) -> None:
         """A predictor that is fitted on the ``limit`` best records and no more.
 
-        `rank` puts a schedule forward by ``optimism`` standard deviations: what is hardly known may be good.
+        `rank` puts a schedule forward by ``optimism`` standard deviations: what is hardly known may be good. Number
+        formats are looked at if their ``axis`` is given.
         """
+        self._axis = axis
         self._limit = limit
         self._optimism = optimism
         self._features: Features | None = None
@@ -140,7 +143,7 @@ class KernelRanker:
 
     def _known(self, schedules: Sequence[Schedule]) -> Array:
         """Features of ``schedules``, computed once while their vocabulary stays the same."""
-        features = Features(schedules)
+        features = Features(schedules, self._axis)
         if self._features is None or features != self._features:
             self._features, self._rows = features, {}
         new = {schedule.id: schedule for schedule in schedules if schedule.id not in self._rows}

@@ -3,13 +3,14 @@
 Canonical rows are counted by how often they compute, because that alone decides what finer rows can do: over ``k``
 computed steps of its parent, a row with ``j`` computes is one of `rows_by_computes` ``(symbols, k)[j]``. How often the
 ``model`` row has computed also decides which solvers a step may take, so these are counted along with it, step by step.
-Sums and products over levels follow; noise levels are a factor per number of steps. This module does not know
-schedules, only symbols and numbers.
+Sums and products over levels follow; noise levels are a factor per number of steps, formats of layers one per block
+that is kept. This module does not know schedules, only symbols and numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -89,7 +90,7 @@ def _weighted(opened: tuple[list[int], list[int]], computes: int, following: str
 
 def count_schedules(
     model: str, blocks: Sequence[CountedBlock], *, sigmas: Mapping[int, int], max_pruned: int,
-    solvers: Ways,
+    solvers: Ways, groups: Sequence[frozenset[int]] = (), choices: int = 1,
 ) -> int:  # fmt: skip
     """Number of canonical schedules, exactly.
 
@@ -99,13 +100,27 @@ def count_schedules(
         sigmas: by legal number of steps, how many sequences of noise levels there are.
         max_pruned: most blocks that may be removed.
         solvers: how many solvers a step may take, where it stands in the ``model`` row.
+        groups: of the layers that have a format: numbers of the blocks each group is in, none for outside blocks.
+        choices: formats each may have. A group all of whose blocks are removed has one.
     """
     cache: dict[int, int] = {}
+    inside = Counter(groups)
+    formats = [choices ** inside[frozenset((i,))] for i in range(len(blocks))]
+    across = [(blocks_of, choices**count) for blocks_of, count in inside.items() if len(blocks_of) > 1]
+    terms = list(_removals(across, max_pruned))
+    outside: int = choices ** inside[frozenset()]
 
     def finer(computed: int) -> int:
         if computed not in cache:
-            cache[computed] = _blocks_over(blocks, computed, max_pruned)
-        return cache[computed]
+            kept = [
+                ways * _block_over(block.symbols, block.components, computed)
+                for block, ways in zip(blocks, formats, strict=True)
+            ]
+            cache[computed] = sum(
+                weight * _over_removals([0 if i in gone else ways for i, ways in enumerate(kept)], blocks, max_pruned)
+                for weight, gone in terms
+            )
+        return cache[computed] * outside
 
     return sum(
         grids * count * finer(computed)
@@ -115,13 +130,31 @@ def count_schedules(
     )
 
 
-def _blocks_over(blocks: Sequence[CountedBlock], computed: int, max_pruned: int) -> int:
-    """Ways to fill all block and component rows over ``computed`` steps with at most ``max_pruned`` blocks removed."""
+def _removals(
+    across: Sequence[tuple[frozenset[int], int]], max_pruned: int, gone: frozenset[int] = frozenset()
+) -> Iterator[tuple[int, frozenset[int]]]:
+    """Weights of sets of removed blocks, by inclusion and exclusion.
+
+    A set of blocks with ``ways`` choices among its groups has all of them, less all but one where all of it is removed.
+    So the choices of several sets are a sum over which of them are removed entirely, whatever else is removed.
+    """
+    if not across:
+        yield 1, gone
+        return
+    (blocks, ways), rest = across[0], across[1:]
+    for weight, removed in _removals(rest, max_pruned, gone):
+        yield ways * weight, removed
+    if len(gone | blocks) <= max_pruned:
+        for weight, removed in _removals(rest, max_pruned, gone | blocks):
+            yield (1 - ways) * weight, removed
+
+
+def _over_removals(kept: Sequence[int], blocks: Sequence[CountedBlock], max_pruned: int) -> int:
+    """Ways to fill all rows of blocks with at most ``max_pruned`` removed; ``kept`` are the ways of each that stays."""
     by_removed = [1] + [0] * max_pruned  # ways, by number of removed blocks so far
-    for block in blocks:
-        kept = _block_over(block.symbols, block.components, computed)
+    for block, ways_kept in zip(blocks, kept, strict=True):
         by_removed = [
-            ways * kept + (by_removed[removed - 1] if block.prunable and removed else 0)
+            ways * ways_kept + (by_removed[removed - 1] if block.prunable and removed else 0)
             for removed, ways in enumerate(by_removed)
         ]
     return sum(by_removed)

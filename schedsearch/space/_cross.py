@@ -31,6 +31,8 @@ def crossed(a: Schedule, b: Schedule, space: SearchSpace, rng: np.random.Generat
     - At one of the cuts (a quarter of the time) the ranges change hands inside the step, between two blocks.
     - *Solvers* go with their steps, or (half the time) each is either parent's.
     - *Removed blocks* that one parent has are removed with chance 1/2.
+    - *Formats* of layers are the first parent's, with all of its calls to share, or (half the time) each group has
+      either parent's.
 
     Parents too much alike to give a third have a mutated child.
 
@@ -71,7 +73,15 @@ def _crossed(a: Genome, b: Genome, space: SearchSpace, rng: np.random.Generator)
     gone = set(a.pruned) & set(b.pruned)
     either = sorted(set(a.pruned) ^ set(b.pruned))
     gone |= {name for name in either if rng.random() < 0.5}
-    return replace(genome, pruned=tuple(sorted(gone)))
+    return replace(genome, pruned=tuple(sorted(gone)), formats=_formats(a, b, rng))
+
+
+def _formats(a: Genome, b: Genome, rng: np.random.Generator) -> tuple[int, ...]:
+    """Each group's format from one parent or the other, or all from the first."""
+    if a.formats == b.formats or rng.random() < 0.5:
+        return a.formats
+    drawn = rng.random(len(a.formats)) < 0.5
+    return tuple(p if of_a else q for p, q, of_a in zip(a.formats, b.formats, drawn, strict=True))
 
 
 def _cuts(a: Genome, b: Genome, rng: np.random.Generator) -> list[float]:

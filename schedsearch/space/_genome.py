@@ -10,7 +10,7 @@ A range of level ``block`` gives its op to the row of each block that lies wholl
 part of a block, whose covered components then have the op in their own rows. A range of level ``component`` speaks of
 components only. What three ranges cannot say (the shorter runs of a crowded step) are single cells, so that every
 canonical schedule has a genome and comes back from it unchanged. Blocks removed for the whole run keep their places,
-and ranges pass over them.
+and ranges pass over them. Formats of layers hold for the whole run as well: one number per group of them.
 
 A schedule stays what is stored, compared and passed on; a genome is a view for the operators of ``_vary.py``. This
 module does not know which genomes are good.
@@ -99,11 +99,13 @@ class Genome:
         steps: the steps in order.
         end: noise level the last one goes to.
         pruned: blocks removed for the whole run, in natural order.
+        formats: number of the format of every group of the space's ``precision``; none where that is closed.
     """
 
     steps: tuple[StepGene, ...]
     end: float
     pruned: tuple[str, ...] = ()
+    formats: tuple[int, ...] = ()
 
     @property
     def n_steps(self) -> int:
@@ -140,7 +142,7 @@ class Genome:
             while source + 1 < self.n_steps and self.steps[source + 1].sigma >= level - _SAME:
                 source += 1
             steps.append(replace(self.steps[source], sigma=level))
-        return Genome(tuple(steps), sigma[-1], self.pruned)
+        return replace(self, steps=tuple(steps), end=sigma[-1])
 
     def resampled(self, n_steps: int) -> Genome:
         """The genome with another number of steps, spaced like its own."""
@@ -294,7 +296,9 @@ def genome_of(schedule: Schedule, space: SearchSpace) -> Genome:
             unsaid.setdefault(step, []).append((name, OPS[codes[row, step]]))
     for i, cells in unsaid.items():
         steps[i] = replace(steps[i], cells=tuple(cells))
-    return Genome(tuple(steps), schedule.sigma[-1], schedule.pruned)
+    axis = space.precision
+    formats = axis.choice(schedule.precision, schedule.pruned) if axis.is_open else ()
+    return Genome(tuple(steps), schedule.sigma[-1], schedule.pruned, formats)
 
 
 def _ranges(column: Cells, alive: npt.NDArray[np.intp], places: Places) -> Iterator[Range]:
@@ -339,7 +343,10 @@ def schedule_of(genome: Genome, space: SearchSpace) -> Schedule:
         if not gone or (name not in gone and name.rpartition(".")[0] not in gone)
     ]
     solver = tuple(step.solver for step in genome.steps)
-    return space.build(sigma=genome.sigma, solver=solver, ops=ops, pruned=genome.pruned)
+    return space.build(
+        sigma=genome.sigma, solver=solver, ops=ops, pruned=genome.pruned,
+        precision=space.precision.rules(genome.formats, genome.pruned),
+    )  # fmt: skip
 
 
 def runs_of(genome: Genome, space: SearchSpace) -> int:

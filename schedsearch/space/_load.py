@@ -21,14 +21,18 @@ from schedsearch.schedule import (
     FAMILIES,
     MAX_STEPS,
     MODEL_ROW,
+    NUMBER_FORMATS,
     OPS,
     PREDICTIONS,
     SKIP,
     ModelRef,
+    PrecisionRule,
     Solver,
+    rule_of_word,
 )
 from schedsearch.space._forbidden import Forbidden, SolverPattern
-from schedsearch.space._space import LEVELS, MAX_LATTICE, SearchSpace
+from schedsearch.space._precision import GROUPINGS, LinearLayers, PrecisionAxis
+from schedsearch.space._space import CLOSED, LEVELS, MAX_LATTICE, SearchSpace
 from schedsearch.space._yaml import read_yaml, shown, shown_key
 from schedsearch.types import BlockSpec
 
@@ -39,7 +43,7 @@ _PACKAGE = "schedsearch_spaces"
 _MARK = f"\nformat: {FORMAT}\n"
 """Tells a space file from other data in the package."""
 _FROZEN = {"guidance": "pipeline", "precision": "pipeline"}
-"""Parts of a schedule that no axis opens yet, and the only value each may have."""
+"""Parts of a schedule that may be said to stay as they are, and how; ``precision`` unless it is opened."""
 
 _MAX_ORDER = 4
 _MAX_SOLVERS = 40
@@ -57,7 +61,12 @@ def shipped_spaces() -> tuple[str, ...]:
 
 
 def load_space(
-    source: str | Path, *, model: ModelRef, blocks: Sequence[BlockSpec], sigma: Sequence[float]
+    source: str | Path,
+    *,
+    model: ModelRef,
+    blocks: Sequence[BlockSpec],
+    sigma: Sequence[float],
+    linears: LinearLayers | None = None,
 ) -> SearchSpace:
     """The search space that a file declares, for one model.
 
@@ -66,13 +75,14 @@ def load_space(
         model: the denoiser the schedules will be for.
         blocks: its schedulable blocks, in order of execution.
         sigma: `(n_steps + 1,)` its default noise levels, post-shift, strictly decreasing.
+        linears: its linear layers, and the formats that the device carries out; without them all formats stay.
 
     Raises:
         SpaceError: if there is no such file, it is not valid YAML, or any of it is unknown, of the wrong type or
             illegal.
     """
     where, document = _read(source)
-    return _Reader(where).space(document, model, tuple(blocks), tuple(float(level) for level in sigma))
+    return _Reader(where, linears).space(document, model, tuple(blocks), tuple(float(level) for level in sigma))
 
 
 def _read(source: str | Path) -> tuple[str, object]:
@@ -90,20 +100,22 @@ def _read(source: str | Path) -> tuple[str, object]:
 class _Reader:
     """Typed getters over one parsed file; every complaint names the file and the dotted path."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, linears: LinearLayers | None) -> None:
         self._where = where
+        self._linears = linears
 
     def space(
         self, document: object, model: ModelRef, blocks: tuple[BlockSpec, ...], sigma: tuple[float, ...]
     ) -> SearchSpace:
         top = self._mapping(
             "", document, needed=("format", "version", "name", "levels"),
-            optional=("summary", "steps", "sigma", "lattice", "solvers", "pruned", "forbidden", "frozen"),
+            optional=("summary", "steps", "sigma", "lattice", "solvers", "pruned", "forbidden", "precision",
+                      "frozen"),
         )  # fmt: skip
         self._exactly("format", top["format"], FORMAT)
         self._exactly("version", top["version"], VERSION)
         self._text("summary", top.get("summary", ""))
-        self._frozen(top.get("frozen", {}))
+        self._frozen(top)
         levels = self._levels(top["levels"])
         prunable, max_pruned = self._pruned(top.get("pruned"), blocks)
         free_sigma, lattice = self._sigma(top)
@@ -120,6 +132,7 @@ class _Reader:
             solvers=self._solvers(top["solvers"]) if "solvers" in top else (Solver(),),
             free_sigma=free_sigma,
             lattice=lattice,
+            precision=self._precision(top["precision"], blocks) if "precision" in top else CLOSED,
         )
 
     def _levels(self, value: object) -> tuple[tuple[str, str], ...]:
@@ -250,8 +263,41 @@ class _Reader:
             for field, wanted in pattern.items()
         )
 
-    def _frozen(self, value: object) -> None:
-        table = self._mapping("frozen", value, needed=(), optional=tuple(_FROZEN))
+    def _precision(self, value: object, blocks: tuple[BlockSpec, ...]) -> PrecisionAxis:
+        """The axis, closed where the model's layers are not known; the file is checked all the same."""
+        table = self._mapping("precision", value, needed=("formats", "layers"), optional=("groups", "protected"))
+        groups = self._one_of("precision.groups", table.get("groups", "layer"), GROUPINGS)
+        globs = {
+            key: [
+                self._text(f"precision.{key}[{i}]", item)
+                for i, item in enumerate(self._list(f"precision.{key}", table.get(key, [])))
+            ]
+            for key in ("layers", "protected")
+        }
+        known = self._linears or LinearLayers(names=(), base="bf16")
+        formats = known.formats
+        if table["formats"] != "default":
+            items = self._list("precision.formats", table["formats"])
+            formats = tuple(self._format(f"precision.formats[{i}]", item, known.base) for i, item in enumerate(items))
+        return PrecisionAxis.of(
+            known.names, [block.name for block in blocks], formats, groups=groups,
+            layers=globs["layers"], protected=globs["protected"],
+        )  # fmt: skip
+
+    def _format(self, path: str, item: object, base: str) -> PrecisionRule:
+        word = self._text(path, item)
+        rule = rule_of_word(word, base=base)
+        if rule is None or rule.weight == rule.activation == base:
+            self._fail(
+                path, shown(word), "WEIGHT, WEIGHT/ACTIVATION, and where wanted @row or @tensor and +RANK after it",
+                f"Formats are {', '.join(NUMBER_FORMATS)}; base is the model's own, for activations only.",
+            )  # fmt: skip
+        return rule
+
+    def _frozen(self, top: Mapping[str, object]) -> None:
+        table = self._mapping("frozen", top.get("frozen", {}), needed=(), optional=tuple(_FROZEN))
+        if "precision" in table and "precision" in top:
+            self._fail("frozen.precision", "it beside precision", "one of the two", "Remove one.")
         for part, found in table.items():
             self._exactly(f"frozen.{part}", found, _FROZEN[part])
 

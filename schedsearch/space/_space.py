@@ -2,9 +2,9 @@
 
 A space is made of axes. Rows of ops exist at up to three levels (``model``, ``block``, ``component``), each with its
 legal symbols; the number of steps is the default one or lies in a range; noise levels are the default ones or lie on a
-lattice; every step has one of some solvers; blocks may be removed up to a limit. All other parts of a schedule are
-frozen at their defaults. Every schedule has one canonical form in the space, `SearchSpace.repair`, so equal plans get
-equal ids. This module does not know files (``_load.py``) nor any algorithm.
+lattice; every step has one of some solvers; blocks may be removed up to a limit; linear layers have one of some number
+formats. All other parts of a schedule are frozen at their defaults. Every schedule has one canonical form in the space,
+`SearchSpace.repair`, so equal plans get equal ids. This module does not know files (``_load.py``) nor any algorithm.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from math import comb
 import numpy as np
 
 from schedsearch.errors import SpaceError
-from schedsearch.schedule import COMPUTE, MODEL_ROW, OPS, ModelRef, Provenance, Schedule, Solver
+from schedsearch.schedule import COMPUTE, MODEL_ROW, OPS, ModelRef, PrecisionRule, Provenance, Schedule, Solver
+from schedsearch.space._around import around
 from schedsearch.space._codes import PRUNED_CODE, Codes, both, canonical_row, codes_of, resampled_row, rows_of
 from schedsearch.space._count import CountedBlock, count_schedules
 from schedsearch.space._draw import random_cells, random_sigma, random_solvers
 from schedsearch.space._forbidden import Forbidden, banned, must_stay
 from schedsearch.space._grid import Lattice, resampled, stretched
+from schedsearch.space._narrow import narrowed_levels, require_known
+from schedsearch.space._precision import PrecisionAxis, random_choice
 from schedsearch.space._solvers import SolverAxis, named, stretched_solvers
 from schedsearch.space._why import PARTS, brief, difference
 from schedsearch.types import BlockSpec
@@ -32,6 +35,8 @@ LEVELS = ("model", "block", "component")
 
 MAX_LATTICE = 65_536
 _NOWHERE = Provenance()
+CLOSED = PrecisionAxis()
+"""The precision axis of a space that keeps all layers as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,7 @@ class SearchSpace:
             Euler's step where all orders come to it, are legal besides.
         free_sigma: inner noise levels may be any of a lattice; else those of the default grid.
         lattice: parts the lattice cuts the range of noise levels into; the default levels are on it besides.
+        precision: which linear layers may have which number formats; closed by default.
 
     Raises:
         SpaceError: if ``solvers`` is empty or ``lattice`` too coarse or too fine.
@@ -69,6 +75,7 @@ class SearchSpace:
     solvers: tuple[Solver, ...] = (Solver(),)
     free_sigma: bool = False
     lattice: int = 2048
+    precision: PrecisionAxis = CLOSED
 
     def __post_init__(self) -> None:
         if not self.solvers:
@@ -150,11 +157,12 @@ class SearchSpace:
             )
             for block in self.blocks
         ]
-
+        groups = [frozenset(group.blocks) for group in self.precision.groups] if self.precision.is_open else []
         sigmas = {n: comb(len(self.sigma_lattice(n).levels), n - 1) if self.free_sigma else 1 for n in self.counts}
         return count_schedules(
-            self.symbols_of(MODEL_ROW), blocks, sigmas=sigmas, max_pruned=self.max_pruned, solvers=self.solver_axis.ways
-        )
+            self.symbols_of(MODEL_ROW), blocks, sigmas=sigmas, max_pruned=self.max_pruned,
+            solvers=self.solver_axis.ways, groups=groups, choices=1 + len(self.precision.formats),
+        )  # fmt: skip
 
     # ---- schedules and arrays
 
@@ -178,8 +186,8 @@ class SearchSpace:
     def decode(self, codes: Codes, *, like: Schedule | None = None) -> Schedule:
         """The schedule that ``codes`` `(n_rows, n_steps)` stand for, in canonical form.
 
-        Noise levels and solvers are those of ``like``, or the default ones. On the codes of a repaired schedule
-        ``decode(codes, like=schedule)`` is the inverse of `encode`; any other codes are repaired on the way.
+        Noise levels, solvers and formats are those of ``like``, or the default ones. On the codes of a repaired
+        schedule ``decode(codes, like=schedule)`` is the inverse of `encode`; any other codes are repaired on the way.
 
         Raises:
             SpaceError: if the shape is not one of this space, or a code is unknown.
@@ -201,11 +209,12 @@ class SearchSpace:
         return self.build(
             sigma=sigma, solver=solver, pruned=self._removed(codes),
             ops=[(self.row_names[i], row) for i, row in zip(busy, rows, strict=True)],
+            precision=() if like is None else like.precision,
         )  # fmt: skip
 
     def build(
         self, *, sigma: Sequence[float], solver: Sequence[Solver], ops: Iterable[tuple[str, str]] = (),
-        pruned: Iterable[str] = (),
+        pruned: Iterable[str] = (), precision: Sequence[PrecisionRule] = (),
     ) -> Schedule:  # fmt: skip
         """The canonical schedule nearest to these parts, which need not make a legal schedule before.
 
@@ -214,6 +223,7 @@ class SearchSpace:
             solver: `(n,)` records.
             ops: rows ``(name, row)`` of ``n`` known characters.
             pruned: names of removed blocks.
+            precision: rules, the first that matches a layer counts.
         """
         n_steps = self._count_near(len(solver))
         removed = self._removed_among(pruned)
@@ -221,7 +231,7 @@ class SearchSpace:
         return Schedule(
             sigma=self._canonical_sigma(sigma, n_steps),
             solver=self._canonical_solver(solver, dict(rows).get(MODEL_ROW, COMPUTE * n_steps)),
-            model=self.model, ops=rows, pruned=removed,
+            model=self.model, ops=rows, pruned=removed, precision=self.precision.canonical(precision, removed),
         )  # fmt: skip
 
     def repair(self, schedule: Schedule) -> Schedule:
@@ -230,27 +240,33 @@ class SearchSpace:
         An illegal number of steps becomes the nearest legal one. Rows: step 0 computes everywhere; a forecast is
         lowered to the order its history carries; a symbol its row may not hold becomes the nearest lower one; finer
         rows say compute where a coarser one does not compute. Noise levels: the ends are pinned, inner ones go to the
-        nearest level of the lattice. Solvers: the nearest legal record, its order clipped to the history. Parts that
-        are frozen return to their defaults. Results, origin and fitted tables are dropped: a space holds plans.
+        nearest level of the lattice. Solvers: the nearest legal record, its order clipped to the history. Precision:
+        the canonical rules, without formats that the space does not open and without removed blocks. Parts that are
+        frozen return to their defaults. Results, origin and fitted tables are dropped: a space holds plans.
         """
         n_steps = self._count_near(schedule.n_steps)
         removed = self._removed_among(schedule.pruned)
         rows = self._canonical_rows(dict(schedule.ops), n_steps, removed)
         sigma = self._canonical_sigma(schedule.sigma, n_steps)
         solver = self._canonical_solver(schedule.solver, dict(rows).get(MODEL_ROW, COMPUTE * n_steps))
+        precision = self.precision.canonical(schedule.precision, removed)
         if (
             sigma == schedule.sigma and solver == schedule.solver and rows == schedule.ops
-            and removed == schedule.pruned and schedule.model == self.model and _is_bare(schedule)
+            and removed == schedule.pruned and precision == schedule.precision and schedule.model == self.model
+            and _is_bare(schedule)
         ):  # fmt: skip
             return schedule
-        return Schedule(sigma=sigma, solver=solver, model=self.model, ops=rows, pruned=removed)
+        return Schedule(
+            sigma=sigma, solver=solver, model=self.model, ops=rows, pruned=removed, precision=precision
+        )  # fmt: skip
 
     def sample(self, rng: np.random.Generator) -> Schedule:
         """A random schedule: any of the space can come out, and all shares of computed cells are equally likely.
 
         Some of the levels (at least one) are drawn to be active. In each, the share of cells that compute is uniform in
         [0, 1], rows move together or each on its own, and the rest holds one symbol or a mix. Free noise levels are the
-        default ones, warped, jittered or anywhere; solvers are one throughout, two, or a mix.
+        default ones, warped, jittered or anywhere; solvers are one throughout, two, or a mix; half leave all formats as
+        they are.
         """
         n_steps = int(rng.choice(self.counts))
         codes = np.zeros((len(self.row_names), n_steps), dtype=np.int8)
@@ -277,43 +293,21 @@ class SearchSpace:
             solver=random_solvers(rng, self.solvers, n_steps),
             ops=[(self.row_names[i], row) for i, row in zip(busy, texts, strict=True)],
             pruned=self._removed(codes),
+            precision=self._random_precision(rng),
         )
 
     def neighbours(self, schedule: Schedule) -> Iterator[Schedule]:
         """Distinct schedules one choice away from ``schedule`` (after repair).
 
         One cell, row by row and step by step; then the solver of one step; then one inner noise level, moved to the
-        next one of the lattice on either side.
+        next one of the lattice on either side; then the format of one group of layers.
         """
         start = self.repair(schedule)
         seen = {start}
-        for neighbour in self._around(start):
+        for neighbour in around(self, start):
             if neighbour not in seen:
                 seen.add(neighbour)
                 yield neighbour
-
-    def _around(self, start: Schedule) -> Iterator[Schedule]:
-        codes = self.encode(start)
-        for row, name in enumerate(self.row_names):
-            legal = [OPS.index(char) for char in self.symbols_of(name)]
-            for step in range(1, codes.shape[1]):
-                for code in legal if codes[row, step] != PRUNED_CODE else ():
-                    if code != codes[row, step]:
-                        changed = codes.copy()
-                        changed[row, step] = code
-                        yield self.decode(changed, like=start)
-        for step in range(start.n_steps):
-            for record in self.solvers_at(start, step):
-                if record != start.solver[step]:
-                    solver = (*start.solver[:step], record, *start.solver[step + 1 :])
-                    yield self.build(sigma=start.sigma, solver=solver, ops=start.ops, pruned=start.pruned)
-        if self.free_sigma:
-            lattice = self.sigma_lattice(start.n_steps)
-            numbers = lattice.numbers(start.sigma)
-            for i, number in enumerate(numbers):
-                for moved in (number - 1, number + 1):
-                    if 0 <= moved < len(lattice.levels) and moved not in numbers:
-                        yield replace(start, sigma=lattice.sigma([*numbers[:i], moved, *numbers[i + 1 :]]))
 
     # ---- legality
 
@@ -335,6 +329,7 @@ class SearchSpace:
         max_pruned: int | None = None,
         solvers: Sequence[Solver] | None = None,
         free_sigma: bool | None = None,
+        precision: str | Sequence[PrecisionRule] | None = None,
     ) -> SearchSpace:
         """A part of this space: every schedule of it is one of this space.
 
@@ -345,39 +340,41 @@ class SearchSpace:
             max_pruned: a lower limit on removed blocks.
             solvers: the solvers to keep, the default first.
             free_sigma: ``False`` for the default noise levels only.
+            precision: the formats to keep; ``frozen`` for none, so that all layers stay as they are.
 
         Raises:
             SpaceError: if something asked for is not in this space.
         """
-        kept = tuple(levels) if levels is not None else tuple(level for level, _ in self.levels)
-        _require_known("levels", kept, [level for level, _ in self.levels])
-        wished = dict.fromkeys(kept, symbols) if isinstance(symbols, str) else dict(symbols or {})
-        _require_known("symbols", tuple(wished), kept)
-        narrowed = []
-        for level, legal in self.levels:
-            if level in kept:
-                wanted = wished.get(level, legal)
-                if not isinstance(symbols, str):
-                    _require_known(f"symbols.{level}", wanted, legal)
-                narrowed.append((level, "".join(char for char in legal if char in wanted or char == COMPUTE)))
+        narrowed = narrowed_levels(self.levels, levels, symbols)
         if counts is not None:
-            _require_known("counts", tuple(map(str, counts)), [str(count) for count in self.counts])
+            require_known("counts", tuple(map(str, counts)), [str(count) for count in self.counts])
             if not counts:
                 raise SpaceError("counts: found none, expected at least one number of steps.")
         if solvers is not None:
-            _require_known("solvers", [named(s) for s in solvers], [named(s) for s in self.solvers])
+            require_known("solvers", [named(s) for s in solvers], [named(s) for s in self.solvers])
         if free_sigma and not self.free_sigma:
             raise SpaceError("free_sigma: found True, expected False; a part cannot be larger.")
+        axis = self.precision
+        if precision is not None:
+            if isinstance(precision, str) and precision != "frozen":
+                raise SpaceError(f"precision: found {precision!r}, expected 'frozen' or the formats to keep.")
+            axis = axis.narrowed(() if isinstance(precision, str) else precision)
         return replace(
             self,
-            levels=tuple(narrowed),
+            levels=narrowed,
             counts=tuple(sorted(set(counts))) if counts is not None else self.counts,
             max_pruned=self.max_pruned if max_pruned is None else min(max_pruned, self.max_pruned),
             solvers=tuple(dict.fromkeys(solvers)) if solvers is not None else self.solvers,
             free_sigma=self.free_sigma if free_sigma is None else free_sigma,
+            precision=axis,
         )
 
-    # ---- canonical parts
+    # ---- parts
+
+    def _random_precision(self, rng: np.random.Generator) -> tuple[PrecisionRule, ...]:
+        if not self.precision.is_open or rng.random() < 0.5:
+            return ()
+        return self.precision.rules(random_choice(rng, self.precision))
 
     def _count_near(self, n_steps: int) -> int:
         """The legal number of steps nearest to ``n_steps``."""
@@ -470,7 +467,7 @@ class SearchSpace:
     @cached_property
     def _is_open(self) -> bool:
         """Whether there is more to choose than rows, removed blocks and the number of steps."""
-        return self.free_sigma or len(self.solvers) > 1
+        return self.free_sigma or len(self.solvers) > 1 or self.precision.is_open
 
     @cached_property
     def _grids(self) -> dict[int, tuple[float, ...]]:
@@ -484,12 +481,6 @@ class SearchSpace:
 def _is_bare(schedule: Schedule) -> bool:
     """Whether a schedule has no part that every space leaves out."""
     return (
-        schedule.guidance is None and not schedule.precision and schedule.tables is None and not schedule.measured
+        schedule.guidance is None and schedule.tables is None and not schedule.measured
         and schedule.provenance == _NOWHERE
     )  # fmt: skip
-
-
-def _require_known(path: str, wanted: Sequence[str], known: Sequence[str]) -> None:
-    for item in wanted:
-        if item not in known:
-            raise SpaceError(f"{path}: found {item!r}, expected one of {', '.join(known)}; a part cannot be larger.")

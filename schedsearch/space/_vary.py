@@ -1,10 +1,10 @@
 """Children of one schedule by small changes.
 
-`OPERATORS` is the whole of it: one small function per change, with its share and when it applies. The changes are those
-that published searches were seen to need: BudCache's relocation of a computed step, ECAD's (arXiv 2506.15682) cuts of
-contiguous ranges of blocks, AutoDiffusion's (arXiv 2309.10438) choice of steps and removed blocks, and the mutations of
-S^3 (arXiv 2312.07243): noise levels by a Gaussian of 0.03 to 0.08, orders 1 to 4 drawn with 0.2, 0.4, 0.3 and 0.1, and
-steps inserted or deleted with 0.2.
+`OPERATORS` and `FORMAT_OPERATORS` are the whole of it: one small function per change, with its share and when it
+applies. The changes are those that published searches were seen to need: BudCache's relocation of a computed step,
+ECAD's (arXiv 2506.15682) cuts of contiguous ranges of blocks, AutoDiffusion's (arXiv 2309.10438) choice of steps and
+removed blocks, and the mutations of S^3 (arXiv 2312.07243): noise levels by a Gaussian of 0.03 to 0.08, orders 1 to 4
+drawn with 0.2, 0.4, 0.3 and 0.1, and steps inserted or deleted with 0.2.
 
 Shares are those of a child's changes, among the operators that apply in the space; so every child is changed at least
 once, whatever its length. Steps are drawn so that the last one is twice as likely as the first: schedules that agree up
@@ -22,7 +22,7 @@ import numpy as np
 
 from schedsearch.errors import SpaceError
 from schedsearch.schedule import MODEL_ROW, Schedule
-from schedsearch.space import _operators
+from schedsearch.space import _format_operators, _operators
 from schedsearch.space._genome import Genome, genome_of, places_of, schedule_of
 from schedsearch.space._operators import kind_of, symbols_at
 from schedsearch.space._space import SearchSpace
@@ -89,6 +89,11 @@ def _blocks_are_removable(space: SearchSpace) -> bool:
     return space.max_pruned > 0 and bool(space.prunable)
 
 
+def formats_are_open(space: SearchSpace) -> bool:
+    """Whether a layer may be in more than one format."""
+    return space.precision.is_open
+
+
 OPERATORS: tuple[Operator, ...] = tuple(
     Operator(name=vary.__name__, share=share, applies=applies, vary=vary)
     for vary, share, applies in (
@@ -113,9 +118,21 @@ OPERATORS: tuple[Operator, ...] = tuple(
 )
 
 
+FORMAT_OPERATORS: tuple[Operator, ...] = tuple(
+    Operator(name=vary.__name__, share=share, applies=formats_are_open, vary=vary)
+    for vary, share in (
+        (_format_operators.flip_format, 0.03),
+        (_format_operators.flip_format_run, 0.04),
+        (_format_operators.flip_format_kind, 0.03),
+        (_format_operators.restore_format, 0.03),
+    )
+)
+"""Changes of number formats, in shares beside those of `OPERATORS`: what the axis adds takes nothing from others."""
+
+
 def operators_of(space: SearchSpace) -> tuple[Operator, ...]:
     """The operators that apply in a space."""
-    return tuple(operator for operator in OPERATORS if operator.applies(space))
+    return tuple(operator for operator in (*OPERATORS, *FORMAT_OPERATORS) if operator.applies(space))
 
 
 def mutated(schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *, rate: float = 1.5) -> Schedule:

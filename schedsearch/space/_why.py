@@ -6,9 +6,10 @@ This module does not know how a schedule is made legal; it is told what came out
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule
+from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule, rule_word
 from schedsearch.space._forbidden import must_stay, why_banned
 from schedsearch.space._grid import NEAR
 from schedsearch.space._solvers import named
@@ -39,14 +40,32 @@ def difference(space: SearchSpace, found: Schedule, legal: Schedule) -> str:
         return _of_solver(space, found, legal)
     if found.tables is not None:
         return "tables: found some, expected none: a space holds plans, and coefficients are fitted to a plan"
-    for part in ("guidance", "precision"):
-        if getattr(found, part) != getattr(legal, part):
-            return f"{part}: found {getattr(found, part)!r}, expected {getattr(legal, part)!r} (frozen in this space)"
+    if found.guidance != legal.guidance:
+        return f"guidance: found {found.guidance!r}, expected {legal.guidance!r} (frozen in this space)"
     if found.pruned != legal.pruned:
         reasons = [reason for name in found.pruned if (reason := must_stay(space.forbidden, name))]
         note = reasons[0] if reasons else f"at most {space.max_pruned} prunable blocks"
         return f"pruned: found {found.pruned!r}, expected {legal.pruned!r} ({note})"
+    if found.precision != legal.precision:
+        return _of_precision(space, found, legal)
     return _of_rows(space, found, legal)
+
+
+def _of_precision(space: SearchSpace, found: Schedule, legal: Schedule) -> str:
+    axis = space.precision
+    if not axis.is_open:
+        return f"precision: found {found.precision!r}, expected {legal.precision!r} (frozen in this space)"
+    opened = ", ".join(map(rule_word, axis.formats))
+    known = {replace(rule, pattern="*") for rule in axis.formats}
+    for i, rule in enumerate(found.precision):
+        if replace(rule, pattern="*") not in known:
+            return f"precision[{i}]: found {rule_word(rule)}, expected one of {opened}, which this space opens"
+    expected = ", ".join(f"{rule.pattern} {rule_word(rule)}" for rule in legal.precision) or "no rules"
+    return (
+        f"precision: found {', '.join(f'{rule.pattern} {rule_word(rule)}' for rule in found.precision)}, expected "
+        f"{expected}: rules have one form, speak of the {sum(len(g.layers) for g in axis.groups)} layers that may "
+        "change and of no removed block, and leave groups whole"
+    )
 
 
 def _of_sigma(space: SearchSpace, found: Schedule, legal: Schedule) -> str:

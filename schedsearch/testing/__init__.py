@@ -9,6 +9,7 @@ from schedsearch.testing._gaussian import (
     GaussianEvaluator,
     GaussianMixture,
     toy_blocks,
+    toy_linears,
     toy_model_ref,
     toy_sigmas,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "searched",
     "toy_blocks",
     "toy_evaluator",
+    "toy_linears",
     "toy_model_ref",
     "toy_sigmas",
     "toy_space",

@@ -68,6 +68,17 @@ def toy_blocks(n_double: int = 2, n_single: int = 2) -> tuple[BlockSpec, ...]:
     return (*double, *single)
 
 
+def toy_linears(blocks: Sequence[BlockSpec]) -> tuple[str, ...]:
+    """Names of linear layers inside such blocks, like those of FLUX but fewer, and of two around them."""
+    double = ("norm1.linear", "attn.to_q", "attn.to_k", "attn.to_out.0", "ff.net.0.proj", "ff.net.2",
+              "ff_context.net.0.proj", "ff_context.net.2")  # fmt: skip
+    single = ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k")
+    inside = [
+        f"{block.name}.{part}" for block in blocks for part in (single if block.name.startswith("single") else double)
+    ]
+    return ("x_embedder", *inside, "proj_out")
+
+
 def toy_sigmas(n_steps: int, shift: float = 3.0) -> tuple[float, ...]:
     """`(n_steps + 1,)` noise levels from 1 to 0, shifted the way flow models are."""
     s = 1.0 - np.arange(n_steps + 1) / n_steps

@@ -22,6 +22,13 @@ def six_steps(tmp_path_factory):
     return folder
 
 
+def hasty_prices(*arguments):
+    """The prices of number formats from one round."""
+    from schedsearch.evaluate import with_linear_prices
+
+    return with_linear_prices(*arguments, repeats=1)
+
+
 def hasty_cost(*arguments, **options):
     """The cost model from one round."""
     from schedsearch.evaluate import measure_cost
@@ -61,6 +68,7 @@ def haste(monkeypatch, once):
     monkeypatch.setattr(_bench, "FIDELITY", 2)
     monkeypatch.setattr(_run, "prompt_set", few)
     monkeypatch.setattr(_run, "measure_cost", once(hasty_cost))
+    monkeypatch.setattr(_run, "with_linear_prices", once(hasty_prices))
     monkeypatch.setattr(_run, "load_pipeline", once(load_pipeline))
     monkeypatch.setattr(_elsewhere, "prompt_set", few)
     monkeypatch.setattr(_speeds, "evaluate_held_out", functools.partial(evaluate_held_out, repeats=2, warmup=0))

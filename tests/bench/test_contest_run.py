@@ -84,17 +84,20 @@ def test_settings_that_cannot_be_meant_are_refused(settings, fields, said):
 
 def test_every_entry_searches_a_part_of_the_space(six_steps):
     """Narrowing keeps the plain run, and an axis on its own is smaller than everything."""
-    from schedsearch.evaluate import find_card, load_pipeline
+    from schedsearch.evaluate import denoiser_formats, find_card, load_pipeline
     from schedsearch.runtime import blocks_of, default_sigmas, model_ref
-    from schedsearch.space import load_space
+    from schedsearch.schedule import PrecisionRule
+    from schedsearch.space import LinearLayers, load_space
 
     card = find_card(str(six_steps))
     pipe, size = load_pipeline(card), {"height": card.height, "width": card.width}
+    names, int8 = denoiser_formats(pipe)[0], PrecisionRule(pattern="*", weight="int8", activation="int8")
     whole = load_space(
         card.family,
         model=model_ref(pipe, **size),
         blocks=blocks_of(pipe),
         sigma=default_sigmas(pipe, card.steps, **size),
+        linears=LinearLayers(names=names, base="fp32", formats=(int8,)),
     )
     for name, entry in {**CONTESTANTS, **ABLATION}.items():
         space = entry.space(whole)
@@ -102,6 +105,7 @@ def test_every_entry_searches_a_part_of_the_space(six_steps):
         assert space.cardinality() <= whole.cardinality(), name
         if entry.what != "everything":
             assert space.cardinality() < whole.cardinality(), name
+            assert space.precision.is_open == (name == "formats"), name
 
 
 @pytest.mark.parametrize("verb", ["search", "ablation", "speeds"])

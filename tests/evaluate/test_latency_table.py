@@ -15,15 +15,13 @@ from schedsearch.evaluate._latency_table import (
     LoopRow,
     OpRow,
     TableHeader,
-    format_word,
     parse_table,
     parse_word,
-    rule_word,
     table_text,
 )
 from schedsearch.evaluate._linears import LinearLayer
 from schedsearch.evaluate._prices import Price, unmeasured
-from schedsearch.schedule import NUMBER_FORMATS, PrecisionRule
+from schedsearch.schedule import NUMBER_FORMATS, PrecisionRule, format_word, rule_word
 
 SMALL, LARGE = (16, 32, 32), (16, 32, 128)
 NAMES = ("blocks.0.q", "blocks.0.up", "blocks.1.q", "out")

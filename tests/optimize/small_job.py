@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from schedsearch.evaluate import CostModel, evaluate_held_out, measure_cost
+from schedsearch.evaluate import CostModel, evaluate_held_out, measure_cost, with_linear_prices
 from schedsearch.optimize import Display, Optimized, OptimizeSettings, _bench, _finals, _run, optimize
 from schedsearch_calibration import PromptSet, prompt_set
 
@@ -37,6 +37,7 @@ def shrink() -> None:
     _finals.FRESH = _finals.AT_BUDGET = 2
     _run.prompt_set = few
     _run.measure_cost = functools.partial(measure_cost, repeats=1, warmup=0)
+    _run.with_linear_prices = functools.partial(with_linear_prices, repeats=1)
     _finals.evaluate_held_out = functools.partial(evaluate_held_out, repeats=2, warmup=0)
 
 

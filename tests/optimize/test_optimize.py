@@ -50,6 +50,7 @@ def small_job() -> Any:
             "AT_BUDGET",
             "prompt_set",
             "measure_cost",
+            "with_linear_prices",
             "evaluate_held_out",
             "load_pipeline",
         )

@@ -5,7 +5,7 @@ Works on a loaded pipeline, and on one of random weights: what an operation take
 
 from __future__ import annotations
 
-from schedsearch.evaluate._latency_table import LoopRow, Mode, OpRow, TableHeader, parse_word, rule_word
+from schedsearch.evaluate._latency_table import LoopRow, Mode, OpRow, TableHeader, parse_word
 from schedsearch.evaluate._linears import protects
 from schedsearch.evaluate._prices import unmeasured
 from schedsearch.evaluate.profile._loops import (
@@ -24,6 +24,7 @@ from schedsearch.evaluate.profile._random import (
     random_embeds,
     random_pipeline,
 )
+from schedsearch.schedule import rule_word
 
 __all__ = [
     "Architecture",

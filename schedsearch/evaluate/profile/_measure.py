@@ -7,7 +7,7 @@ the table after every group, so that nothing is lost when time runs out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from torch import nn
 import schedsearch
 from schedsearch.errors import UsageError
 from schedsearch.evaluate._latency import TimedRun, device_name, quiet_gc
-from schedsearch.evaluate._latency_table import MODES, LatencyTable, Mode, OpRow, TableHeader, rule_word
+from schedsearch.evaluate._latency_table import MODES, OPS, LatencyTable, Mode, OpRow, TableHeader
 from schedsearch.evaluate._linears import FLOAT_WORDS, base_word, linears_of
 from schedsearch.evaluate._models import ModelCard, parse_dtype
 from schedsearch.evaluate._trace import capture_call
@@ -31,7 +31,7 @@ from schedsearch.evaluate.profile._random import random_embeds
 from schedsearch.evaluate.profile._timing import Run, median_ms
 from schedsearch.quantize import QuantLinear, execution_of, why_not
 from schedsearch.runtime import block_lists_of, denoiser_of, model_ref
-from schedsearch.schedule import PrecisionRule
+from schedsearch.schedule import PrecisionRule, rule_word
 
 _MAX_NOTE = 300
 
@@ -94,6 +94,7 @@ def measure_table(
     rules: Sequence[PrecisionRule] = (),
     every_execution: bool = False,
     modes: Sequence[Mode] = MODES,
+    ops: Collection[str] = OPS,
     known: LatencyTable | None = None,
     repeats: int = 20,
     backend: str = "inductor",
@@ -108,6 +109,7 @@ def measure_table(
         rules: formats to time every linear shape in; their patterns do not matter.
         every_execution: time all ways a format can be carried out here, not only the one a schedule gets.
         modes: ``eager``, ``compiled``, or both.
+        ops: kinds of operations to time; the others are left out.
         known: an earlier table of the same identity; what it has is kept.
         repeats: timed rounds per group.
         backend: of ``torch.compile``.
@@ -127,7 +129,7 @@ def measure_table(
     kwargs = capture_call(pipe, workload, random_embeds(pipe, workload)).kwargs
     device = next(denoiser.parameters()).device
     table = known or LatencyTable(header=header, linears=linears_of(denoiser, kwargs), rows=())
-    groups = operations_of(denoiser, kwargs, block_lists_of(pipe))
+    groups = [each for each in operations_of(denoiser, kwargs, block_lists_of(pipe)) if each.op in ops]
     with quiet_gc():
         for i, operation in enumerate(groups):
             if on_group is not None:

@@ -1,0 +1,147 @@
+"""The whole job with the precision axis open, on the bundled model with six steps; and with little memory."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib.util
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from schedsearch.errors import EvaluationError, UsageError
+from schedsearch.evaluate import CostModel, find_card, load_pipeline, memory_model
+from schedsearch.evaluate._workload import Workload
+from schedsearch.runtime import identity_schedule
+from schedsearch.schedule import read_schedule
+from schedsearch.study import Study
+from schedsearch_calibration import flux_mini_path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "mini"
+    shutil.copytree(flux_mini_path(), folder)
+    card = folder / "schedsearch.yaml"
+    card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(model):
+    return load_pipeline(find_card(str(model)))
+
+
+@pytest.fixture
+def job(monkeypatch, model, pipe):
+    """The small job, on a device where int8 takes 0.4 times as long as float32 and nothing else is faster."""
+    script = Path(__file__).parent / "small_job.py"
+    spec = importlib.util.spec_from_file_location("small_format_job", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from schedsearch.evaluate import evaluate_held_out, measure_cost, with_linear_prices
+    from schedsearch.optimize import _bench, _finals, _run
+
+    def priced(cost: CostModel, *arguments: object) -> CostModel:
+        found = with_linear_prices(cost, *arguments, repeats=1)
+        base = {time.shape: time.ms for time in found.prices.times if time.format == "fp32"}
+        share = {"fp32": 1.0, "int8": 0.4}
+        times = tuple(replace(time, ms=base[time.shape] * share.get(time.format, 2.0)) for time in found.prices.times)
+        return replace(found, prices=replace(found.prices, times=times))
+
+    monkeypatch.setattr(_bench, "FIDELITY", 2)
+    monkeypatch.setattr(_bench, "LADDER", (2.0,))
+    monkeypatch.setattr(_finals, "LADDER", (2.0,))
+    monkeypatch.setattr(_finals, "FRESH", 2)
+    monkeypatch.setattr(_run, "prompt_set", module.few)
+    monkeypatch.setattr(_run, "measure_cost", functools.partial(measure_cost, repeats=1, warmup=0))
+    monkeypatch.setattr(_run, "with_linear_prices", priced)
+    monkeypatch.setattr(_run, "load_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr(_finals, "evaluate_held_out", functools.partial(evaluate_held_out, repeats=2, warmup=0))
+
+    def run(out, **options):
+        return module.job(
+            model, out, resume=options.pop("resume", False), **{"budget": "1.5x", "trials": 24, **options}
+        )
+
+    return run
+
+
+def plain_bytes(pipe, model) -> int:
+    card = find_card(str(model))
+    plain = identity_schedule(pipe, card.steps, height=card.height, width=card.width)
+    return memory_model(pipe, Workload.from_card(card), "a").checkpoint_bytes(plain)
+
+
+@pytest.mark.slow
+def test_formats_are_searched_priced_and_written(job, pipe, model, tmp_path):
+    with suppress(EvaluationError):  # int8's price is made up, so the clock may find that nothing keeps the budget
+        job(tmp_path / "run")
+    with Study.load(tmp_path / "run" / "study.db") as study:
+        records = study.evaluations()
+        cost = CostModel.from_json(str(study.notes["cost"]))
+    low = [e for e in records if e.candidate.schedule.precision]
+    assert len(low) >= 4
+    assert not [e.reason for e in low if e.status == "failed"]
+    assert {rule.weight for e in low for rule in e.candidate.schedule.precision} == {"int8"}
+    for e in (e for e in low if e.status == "ok"):
+        plain = replace(e.candidate.schedule, precision=())
+        assert e.values[0] == cost.predict_ms(e.candidate.schedule) < cost.predict_ms(plain)
+        sizes = dict(e.metrics)
+        assert sizes["checkpoint_bytes"] < plain_bytes(pipe, model)
+        assert sizes["checkpoint_bytes"] <= sizes["peak_bytes"]
+    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
+    full = next(row for row in rows if row["kind"] == "full")
+    assert float(full["checkpoint MB"]) == pytest.approx(plain_bytes(pipe, model) / 1e6, abs=0.01)
+    written = [read_schedule(path) for path in (tmp_path / "run" / "frontier").glob("*x*.json")]
+    assert written
+    assert {"checkpoint_bytes", "peak_bytes"} <= {m.metric for m in written[0].measured}
+
+
+@pytest.mark.slow
+def test_a_limit_of_memory_is_kept_and_what_breaks_it_is_not_run(job, pipe, model, tmp_path):
+    limit = int(0.75 * plain_bytes(pipe, model))
+    with suppress(EvaluationError):
+        job(tmp_path / "run", max_memory=f"{limit}B")
+    with Study.load(tmp_path / "run" / "study.db") as study:
+        assert study.settings["max_memory"] == limit
+        records = study.evaluations()
+    kept, refused = ([e for e in records if e.status == status] for status in ("ok", "pruned"))
+    assert kept
+    assert all(dict(e.metrics)["peak_bytes"] <= limit for e in kept)
+    over = [e for e in refused if e.reason.startswith("predicted peak memory")]
+    assert all(e.candidate.schedule.precision for e in kept)
+    assert all(e.denoiser_evals == 0 for e in over)
+
+
+def test_memory_that_nothing_keeps_is_refused_before_the_search(job, pipe, model, tmp_path):
+    with pytest.raises(EvaluationError, match="--max-memory: even all layers in the smallest format searched here"):
+        job(tmp_path / "run", max_memory="1MB")
+
+
+@pytest.mark.slow
+def test_where_operations_count_formats_are_neither_timed_nor_searched(job, tmp_path):
+    job(tmp_path / "run", budget="60%macs", trials=8)
+    with Study.load(tmp_path / "run" / "study.db") as study:
+        assert CostModel.from_json(str(study.notes["cost"])).prices is None
+        assert not any(e.candidate.schedule.precision for e in study.evaluations())
+
+
+def test_memory_that_is_no_number_of_bytes(job, tmp_path):
+    with pytest.raises(UsageError, match="--max-memory: found '8 apples'"):
+        job(tmp_path / "run", max_memory="8 apples")
+
+
+@pytest.mark.slow
+def test_a_study_of_an_earlier_release_keeps_its_formats(job, monkeypatch, tmp_path):
+    """One whose cost model has no prices of formats goes on without the axis."""
+    from schedsearch.optimize import _run
+
+    monkeypatch.setattr(_run, "with_linear_prices", lambda cost, *_: cost)
+    with suppress(EvaluationError):
+        job(tmp_path / "run", trials=8)
+    with Study.load(tmp_path / "run" / "study.db") as study:
+        assert not any(e.candidate.schedule.precision for e in study.evaluations())
