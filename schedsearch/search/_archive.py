@@ -250,7 +250,7 @@ class Archive:
 def _among_the_best(rng: np.random.Generator, schedules: Sequence[Schedule], merit: Floats) -> Schedule:
     """A draw with a geometric preference for small ``merit``: the best are refined, others are not forgotten."""
     order = np.argsort(merit, kind="stable")[: int(np.isfinite(merit).sum())]
-    return schedules[int(order[min(int(rng.geometric(0.3)) - 1, len(order) - 1)])]
+    return schedules[int(order[(int(rng.geometric(0.3)) - 1) % len(order)])]
 
 
 def _front(points: Floats) -> Floats:

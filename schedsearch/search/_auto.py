@@ -16,8 +16,9 @@ This module does not know what a schedule costs, nor how it is measured.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,9 @@ from schedsearch.space import SearchSpace, crossed, mutated, trimmed
 from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 Floats = npt.NDArray[np.float64]
+
+Breed: TypeAlias = Callable[[np.random.Generator], "tuple[Schedule, tuple[str, ...]] | None"]
+"""A way to make a child: it, and the ids of its parents."""
 
 FIRST_ROUND = 5
 """Seeds after which the best are measured in full for the first time."""
@@ -58,6 +62,7 @@ class AutoConfig:
         unguided: share of the children taken without asking the surrogate.
         crossover: share of the children with two parents.
         trimmed: share of the children made of a schedule that is too costly by computing less of some steps.
+        refined: share of the children that differ from their parent in noise levels and solvers only.
         opening: evaluations after the first population that go to trimmed children at the wanted costs.
         focus: costs at which the best is wanted, the most important first.
         focus_share: share of the children whose parents are taken near one of them.
@@ -76,6 +81,7 @@ class AutoConfig:
     unguided: float = 0.1
     crossover: float = 0.35
     trimmed: float = 0.35
+    refined: float = 0.2
     opening: int = 30
     focus: tuple[float, ...] = ()
     focus_share: float = 0.5
@@ -84,7 +90,7 @@ class AutoConfig:
     tolerance: float = 2e-3
 
     def __post_init__(self) -> None:
-        for name in ("first_look", "unguided", "crossover", "trimmed", "focus_share"):
+        for name in ("first_look", "unguided", "crossover", "trimmed", "refined", "focus_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
         if self.first_look == 0.0:
@@ -197,7 +203,7 @@ class Auto:
     def _pool(self, rng: np.random.Generator, size: int) -> dict[Schedule, tuple[str, ...]]:
         """Children of one kind, so that those who keep a cost compete among themselves, with their parents."""
         pool: dict[Schedule, tuple[str, ...]] = {}
-        breed = self._trimmed if self._is_opening or rng.random() < self._config.trimmed else self._bred
+        breed = self._breed(rng)
         for attempt in range(20 * size):
             made = breed(rng) or self._bred(rng)
             if made[0].id not in self._asked:
@@ -207,6 +213,13 @@ class Auto:
             if attempt == 10 * size:
                 breed = self._bred
         return pool
+
+    def _breed(self, rng: np.random.Generator) -> Breed:
+        """One of the ways to make a child, drawn by their shares."""
+        drawn = rng.random()
+        if self._is_opening or drawn < self._config.trimmed:
+            return self._trimmed
+        return self._refined if drawn < self._config.trimmed + self._config.refined else self._bred
 
     @property
     def _is_opening(self) -> bool:
@@ -220,6 +233,12 @@ class Auto:
         parent, share = found
         child = trimmed(parent, self._space, rng, share=share)
         return None if child is None else (child, (parent.id,))
+
+    def _refined(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]] | None:
+        parent = self._parent(rng)
+        if parent is None:
+            return None
+        return mutated(parent, self._space, rng, rate=1.0, refining=True), (parent.id,)
 
     def _bred(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]]:
         first = self._parent(rng)

@@ -29,6 +29,8 @@ MOST_BLOCKS = 4
 """Most blocks a range's end moves by at once."""
 JITTER = (0.03, 0.08)
 """Standard deviation of a moved noise level, in gaps to its neighbours or in log(SNR) / 2."""
+NUDGE = (0.05, 0.4)
+"""Standard deviation of one nudged noise level, in gaps to its neighbours."""
 ORDERS = (0.2, 0.4, 0.3, 0.1)
 """Chances of the orders 1 to 4."""
 
@@ -272,6 +274,18 @@ def move_sigma(genome: Genome, space: SearchSpace, rng: np.random.Generator) -> 
     i = late(rng, range(1, genome.n_steps))
     above, below = genome.sigma[i - 1], genome.sigma[i + 1]
     level = below + float(rng.uniform(0.05, 0.95)) * (above - below)
+    return genome.with_sigma((*genome.sigma[:i], level, *genome.sigma[i + 1 :]))
+
+
+def nudge_sigma(genome: Genome, space: SearchSpace, rng: np.random.Generator) -> Genome | None:
+    """Move one inner noise level by a Gaussian of `NUDGE` gaps to its neighbours: between a jitter and a move."""
+    del space
+    if genome.n_steps < 2:
+        return None
+    i = late(rng, range(1, genome.n_steps))
+    above, level, below = genome.sigma[i - 1 : i + 2]
+    wish = level + float(rng.normal()) * rng.uniform(*NUDGE) * min(above - level, level - below)
+    level = min(max(wish, below + 0.05 * (above - below)), below + 0.95 * (above - below))
     return genome.with_sigma((*genome.sigma[:i], level, *genome.sigma[i + 1 :]))
 
 

@@ -41,12 +41,14 @@ class Operator:
         share: how often it is drawn; the shares of all sum to 1.
         applies: whether the space opens the axis it changes.
         vary: the change.
+        refines: whether it leaves what is computed at which step as it is, and so, nearly, the cost.
     """
 
     name: str
     share: float
     applies: Callable[[SearchSpace], bool]
     vary: Vary
+    refines: bool = False
 
 
 # ---- which axes are open
@@ -94,8 +96,16 @@ def formats_are_open(space: SearchSpace) -> bool:
     return space.precision.is_open
 
 
+_REFINING = (
+    _operators.jitter_sigma,
+    _operators.nudge_sigma,
+    _operators.move_sigma,
+    _operators.change_order,
+    _operators.change_family,
+)
+
 OPERATORS: tuple[Operator, ...] = tuple(
-    Operator(name=vary.__name__, share=share, applies=applies, vary=vary)
+    Operator(name=vary.__name__, share=share, applies=applies, vary=vary, refines=vary in _REFINING)
     for vary, share, applies in (
         (_operators.relocate_compute, 0.14, _plans_are_open),
         (_operators.flip_step, 0.08, _model_is_open),
@@ -105,8 +115,9 @@ OPERATORS: tuple[Operator, ...] = tuple(
         (_operators.delete_range, 0.04, _ranges_are_open),
         (_operators.copy_ranges, 0.03, _ranges_are_open),
         (_operators.flip_component, 0.02, _components_are_open),
-        (_operators.jitter_sigma, 0.08, _sigma_is_open),
-        (_operators.move_sigma, 0.04, _sigma_is_open),
+        (_operators.jitter_sigma, 0.05, _sigma_is_open),
+        (_operators.nudge_sigma, 0.04, _sigma_is_open),
+        (_operators.move_sigma, 0.03, _sigma_is_open),
         (_operators.respace, 0.02, _sigma_is_open),
         (_operators.insert_step, 0.10, _counts_are_open),
         (_operators.delete_step, 0.10, _counts_are_open),
@@ -135,7 +146,9 @@ def operators_of(space: SearchSpace) -> tuple[Operator, ...]:
     return tuple(operator for operator in (*OPERATORS, *FORMAT_OPERATORS) if operator.applies(space))
 
 
-def mutated(schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *, rate: float = 1.5) -> Schedule:
+def mutated(
+    schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *, rate: float = 1.5, refining: bool = False
+) -> Schedule:
     """A child of one schedule.
 
     Args:
@@ -143,6 +156,7 @@ def mutated(schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *,
         space: where the child is canonical.
         rng: all randomness.
         rate: mean number of changes, 1 or more; every child has at least one.
+        refining: change noise levels and solvers only, where the space opens either.
 
     Returns:
         A schedule other than the canonical form of ``schedule``; that form itself only if nothing else was found.
@@ -153,14 +167,22 @@ def mutated(schedule: Schedule, space: SearchSpace, rng: np.random.Generator, *,
     if not rate >= 1.0:
         raise SpaceError(f"rate: found {rate!r}, expected 1 or more changes per child.")
     parent = space.repair(schedule)
-    return changed(parent, (parent,), space, rng, rate)
+    return changed(parent, (parent,), space, rng, rate, refining=refining)
 
 
 def changed(
-    parent: Schedule, taken: tuple[Schedule, ...], space: SearchSpace, rng: np.random.Generator, rate: float
+    parent: Schedule,
+    taken: tuple[Schedule, ...],
+    space: SearchSpace,
+    rng: np.random.Generator,
+    rate: float,
+    *,
+    refining: bool = False,
 ) -> Schedule:
     """A child of the canonical ``parent`` that is none of ``taken``."""
     start, operators = genome_of(parent, space), operators_of(space)
+    if refining:
+        operators = tuple(operator for operator in operators if operator.refines) or operators
     bounds = np.cumsum([operator.share for operator in operators])
     for _ in range(_TRIES if operators else 0):
         genome, wanted = start, 1 + int(rng.poisson(rate - 1.0))
