@@ -85,18 +85,29 @@ class Whole(Product):
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """Returns `(..., out)`."""
-        near = self.rounded(x.reshape(-1, x.shape[-1]), scale)
-        y = self.summed(near.codes).mul_(near.scale).mul_(self.weight_scale)
-        if self.bias is not None:
-            y = y.add_(self.bias)
+        codes, scale = self.input_codes(x.reshape(-1, x.shape[-1]), scale)
+        y = self.summed(codes).to(torch.float32).mul_(scale)
+        y = y.mul_(self.weight_scale) if self.bias is None else torch.addcmul(self.bias, y, self.weight_scale)
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
+    def input_codes(self, rows: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns what `rounded` does, bit for bit, in the fewest passes: small layers wait for nothing else."""
+        wide = rows.to(torch.float32)
+        if scale is not None:
+            near = self.rounded(wide, scale)
+            return near.codes, near.scale
+        by_row = block_of(self.activation, self.scales) is not None
+        magnitude = wide.abs()
+        largest = magnitude.amax(dim=-1, keepdim=True) if by_row else magnitude.amax().reshape(1, 1)
+        scale = largest.div_(self.activation.maximum).clamp_(min=torch.finfo(torch.float32).tiny)
+        return wide.div(scale).round_().to(torch.int8), scale  # nothing lies beyond the largest code
+
     def summed(self, codes: Tensor) -> Tensor:
-        """Returns the product of `(rows, in)` codes with those of the weight, in float32."""
+        """Returns the product of `(rows, in)` codes with those of the weight, in whole numbers or float32."""
         n_rows = codes.shape[0]
         if codes.is_cuda and n_rows < _LEAST_ROWS:
             codes = functional.pad(codes, (0, 0, 0, _LEAST_ROWS - n_rows))
-        return torch._int_mm(codes, self.codes.t())[:n_rows].to(torch.float32)
+        return torch._int_mm(codes, self.codes.t())[:n_rows]
 
 
 class SimulatedWhole(Whole):

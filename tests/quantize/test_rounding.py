@@ -93,7 +93,7 @@ def test_no_row_is_worse_than_nearest_and_errors_are_those_of_the_table(seed, n_
     error = ((seen - weight).double() @ x.double().T).square().sum(1)
     nearest = ((fake(weight, fmt) - weight).double() @ x.double().T).square().sum(1)
     size = products.trace() * weight.double().square().sum()
-    torch.testing.assert_close(error, rounding.error, rtol=1e-7, atol=1e-13 * float(size))
+    torch.testing.assert_close(error, rounding.error, rtol=1e-5, atol=1e-13 * float(size))  # values are float32
     torch.testing.assert_close(nearest, rounding.nearest_error, rtol=1e-7, atol=1e-13 * float(size))
 
 

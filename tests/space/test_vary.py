@@ -183,7 +183,7 @@ class TestTable:
     @pytest.mark.parametrize(
         ("name", "applying"),
         [
-            ("sigma", "jitter_sigma move_sigma respace"),
+            ("sigma", "jitter_sigma nudge_sigma move_sigma respace"),
             ("solver", "change_order change_family"),
             ("counts", "insert_step delete_step"),
             ("only reuse", "relocate_compute flip_step change_op"),
@@ -200,8 +200,23 @@ class TestTable:
         rng = np.random.default_rng(0)
         sigma_moved = sum(mutated(parent, space, rng, rate=1.0).sigma != parent.sigma for _ in range(600))
         shares = {operator.name: operator.share for operator in operators_of(space)}
-        wanted = sum(shares[name] for name in ("jitter_sigma", "move_sigma", "respace")) / sum(shares.values())
+        moving = ("jitter_sigma", "nudge_sigma", "move_sigma", "respace")
+        wanted = sum(shares[name] for name in moving) / sum(shares.values())
         assert sigma_moved / 600 == pytest.approx(wanted, abs=0.07)
+
+    def test_refining_leaves_what_is_computed(self):
+        space = SPACES["all"]
+        for seed in range(60):
+            rng = np.random.default_rng(seed)
+            parent = space.sample(rng)
+            child = mutated(parent, space, rng, rate=2.0, refining=True)
+            assert child != parent
+            if child.n_steps == parent.n_steps and "table" not in {s.family for s in (*child.solver, *parent.solver)}:
+                assert {"ops", "pruned", "precision"}.isdisjoint(changed_parts(parent, child))
+
+    def test_refining_a_space_without_such_axes_changes_what_there_is(self):
+        space = SPACES["only reuse"]
+        assert mutated(space.base, space, np.random.default_rng(0), refining=True) != space.base
 
     def test_rate_is_the_mean_number_of_changes(self):
         space = make_space(free_sigma=True, levels=LEVELS[:1], counts=(6,), sigma=toy_sigmas(6))
