@@ -90,6 +90,10 @@ def optimize(
         str | None,
         typer.Option(metavar="M", help="Most memory for the denoiser's weights and caches, such as 8GB."),
     ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `schedsearch sensitivity` measured, for auto to begin from."),
+    ] = None,
     search: Annotated[
         str,
         typer.Option(
@@ -138,6 +142,7 @@ def optimize(
         model=model,
         budget=budget,
         max_memory=max_memory,
+        sensitivity=sensitivity,
         search=search,
         trials=trials,
         minutes=minutes,

@@ -37,7 +37,10 @@ def test_help_names_every_verb_and_is_quick():
 
 def test_help_of_a_verb_lists_the_options_that_the_documentation_promises(run_cli):
     told = run_cli("optimize", "--help").out
-    promised = "model budget search trials minutes prompts metric reference device dtype seed storage out resume"
+    promised = (
+        "model budget max-memory sensitivity search trials minutes prompts metric reference device dtype seed storage "
+        "out resume"
+    )
     assert [name for name in promised.split() if f"--{name} " not in told] == []
     proposes = " ".join(told.split()).split("Who proposes: ")[1].split("[default: auto]")[0]
     assert sorted(re.findall(r"\b(?!or\b)[a-z0-9]+", proposes)) == sorted(SEARCHERS)
@@ -131,13 +134,15 @@ def test_the_search_gets_every_option_as_it_was_given(run_cli, monkeypatch, tmp_
     )
     done = run_cli(
         "optimize", *words.split(), "--prompts", str(tmp_path / "p.txt"), "--storage", "sqlite:///s.db",
-        "--out", str(tmp_path), "--resume",
+        "--out", str(tmp_path), "--sensitivity", str(tmp_path / "s.json"), "--max-memory", "8GB", "--resume",
     )  # fmt: skip
     assert done.code == 0
     assert given == [
         schedsearch.optimize.OptimizeSettings(
             model="m",
             budget="60%macs",
+            max_memory="8GB",
+            sensitivity=tmp_path / "s.json",
             search="ecad",
             trials=None,
             minutes=2.5,

@@ -39,6 +39,7 @@ from schedsearch.runtime import (
     tokens,
 )
 from schedsearch.schedule import MODEL_ROW, Budget, Schedule, parse_budget, parse_bytes
+from schedsearch.sensitivity import Sensitivities
 from schedsearch.space import LinearLayers, SearchSpace, load_space
 from schedsearch.study import Probe, Spent, Study
 from schedsearch_calibration import PromptSet
@@ -76,6 +77,7 @@ class OptimizeSettings:
     model: str
     budget: str
     max_memory: str | None = None
+    sensitivity: Path | None = None
     search: str = "auto"
     trials: int | None = None
     minutes: float | None = None
@@ -112,6 +114,7 @@ class Bench:
     held_out: PromptSet
     budget: Budget
     display: Display
+    sensitivities: Sensitivities | None = None
     cost: CostModel = field(init=False)
     macs: MacTable = field(init=False)
     probe: Probe = field(init=False)
@@ -134,8 +137,8 @@ class Bench:
             return wide.restrict(precision="frozen")
         layers = [layer for group in wide.precision.groups for layer in group.layers]
         for_memory = self.settings.max_memory is not None
-        kept = [rule for rule in self._layers.formats if worthwhile(prices, rule, layers, for_memory=for_memory)]
-        return self._space_with(replace(self._layers, formats=tuple(kept)))
+        kept = [rule for rule in self.layers.formats if worthwhile(prices, rule, layers, for_memory=for_memory)]
+        return self._space_with(replace(self.layers, formats=tuple(kept)))
 
     @property
     def wants_formats(self) -> bool:
@@ -145,10 +148,11 @@ class Bench:
     @cached_property
     def wide_space(self) -> SearchSpace:
         """The same with every format that the device carries out, timed or not."""
-        return self._space_with(self._layers)
+        return self._space_with(self.layers)
 
     @cached_property
-    def _layers(self) -> LinearLayers:
+    def layers(self) -> LinearLayers:
+        """The denoiser's linear layers, and the formats that the device carries out."""
         try:
             names, base, formats = denoiser_formats(self.pipe)
         except EvaluationError:  # weights of several dtypes: there is no one base to go by

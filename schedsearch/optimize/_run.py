@@ -40,6 +40,7 @@ from schedsearch.optimize._bench import (
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import finals
 from schedsearch.optimize._results import SHOWN, Result, choose, rows, undominated, write_results
+from schedsearch.optimize._starts import digest_of, read_starts, require_same_model, starts, told
 from schedsearch.runtime import block_lists_of
 from schedsearch.schedule import Budget, parse_budget, parse_bytes, rule_word, write_atomically
 from schedsearch.search import SEARCHERS, Stop, make_searcher, run
@@ -115,6 +116,7 @@ def load_bench(settings: OptimizeSettings, display: Display) -> Bench:
 
     Raises:
         UsageError: an option cannot be used as given.
+        EvaluationError: the file of sensitivities cannot be read.
         ModelNotFoundError: the weights are not at hand.
     """
     budget = parse_budget(settings.budget)
@@ -123,15 +125,19 @@ def load_bench(settings: OptimizeSettings, display: Display) -> Bench:
     find_metric(settings.metric, settings.reference)
     if settings.max_memory is not None:
         parse_bytes(settings.max_memory)
+    sensitivities = read_starts(settings)
     card = find_card(settings.model)
     prompts = prompt_set(card.calibration) if settings.prompts is None else read_prompts(settings.prompts)
     held_out = prompt_set(card.held_out)
     _require_disjoint(prompts, held_out)
     with display.stage(f"loading {card.name}"):
         pipe = load_pipeline(card, device=settings.device, dtype=settings.dtype)
-    return Bench(
-        settings=settings, card=card, pipe=pipe, prompts=prompts, held_out=held_out, budget=budget, display=display
-    )
+    bench = Bench(
+        settings=settings, card=card, pipe=pipe, prompts=prompts, held_out=held_out, budget=budget, display=display,
+        sensitivities=sensitivities,
+    )  # fmt: skip
+    require_same_model(bench)
+    return bench
 
 
 def _require_disjoint(prompts: PromptSet, held_out: PromptSet) -> None:
@@ -174,7 +180,9 @@ def _open_study(bench: Bench) -> Study:
             "device": device_name(settings.device),
             "dtype": settings.dtype,
             "seed": settings.seed,
-            **({} if bench.max_bytes is None else {"max_memory": bench.max_bytes}),  # earlier studies have no such key
+            # Earlier studies have no such keys.
+            **({} if bench.max_bytes is None else {"max_memory": bench.max_bytes}),
+            **({} if bench.sensitivities is None else {"sensitivity": digest_of(bench.sensitivities)}),
         },
         resume=settings.resume,
     )
@@ -249,7 +257,8 @@ def searcher_options(bench: Bench) -> dict[str, object]:
     if bench.settings.search == "auto":
         limit = bench.settings.trials
         few = {} if limit is None else {"n_seeds": max(5, limit // 3)}
-        return {"focus": wanted_costs(bench), **few, **({} if bench.has_room_for(bench.plain) else {"low_bit": True})}
+        small = {} if bench.has_room_for(bench.plain) else {"low_bit": True}
+        return {"focus": wanted_costs(bench), **few, **small, **starts(bench)}
     if bench.settings.search != "anneal":
         return {}
     trials = bench.settings.trials or DEFAULT_TRIALS
@@ -269,6 +278,8 @@ def _search(bench: Bench, study: Study) -> None:
     if "searcher" not in study.notes:
         study.notes.set("searcher", json.dumps(searcher_options(bench)))
     options = json.loads(str(study.notes["searcher"]))
+    if line := told(bench, options):
+        bench.display.line(line)
     evaluator = bench.evaluator(bench.prompts.prompts[: bench.fidelity], settings.seed)
     searcher = make_searcher(
         settings.search,

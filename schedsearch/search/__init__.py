@@ -85,7 +85,7 @@ def _as_kind(path: str, value: object, kind: Any, wanted: str) -> object:
     """``value`` as the declared ``kind``: lists become tuples, whole numbers floats; nothing else is converted."""
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         inner = get_args(kind)[0]
-        return tuple(_as_kind(f"{path}[{i}]", item, inner, _WORDS[inner]) for i, item in enumerate(value))
+        return tuple(_as_kind(f"{path}[{i}]", item, inner, _WORDS.get(inner, "a list")) for i, item in enumerate(value))
     if kind is float and type(value) is int and abs(value) < 2**1000:
         return float(value)
     if type(value) is not (get_origin(kind) or kind) or (isinstance(value, float) and not isfinite(value)):

@@ -27,7 +27,7 @@ from schedsearch.errors import UsageError
 from schedsearch.schedule import Schedule
 from schedsearch.search._archive import Archive
 from schedsearch.search._prices import Prices
-from schedsearch.search._rule_seeds import in_formats, in_turn
+from schedsearch.search._rule_seeds import in_formats, in_turn, mixed, without
 from schedsearch.search._seeds import seeds
 from schedsearch.search._surrogate import KernelRanker
 from schedsearch.search._turn import Turn
@@ -76,6 +76,8 @@ class AutoConfig:
     n_seeds: int = 120
     dressed: int = 8
     low_bit: bool = False
+    mixed: tuple[tuple[int, ...], ...] = ()
+    removals: tuple[tuple[str, ...], ...] = ()
     pool: int = 32
     optimism: float = 0.3
     unguided: float = 0.1
@@ -124,7 +126,11 @@ class Auto:
         self._archive = Archive(objectives, self._config.focus)
         self._turn = Turn(self.name)
         self._is_single = space.cardinality() == 1
-        first = list(dict.fromkeys([space.base, *(schedule for _, schedule in seeds(space, probe))]))
+        given = {
+            "mixed": mixed(space, space.base, self._config.mixed),
+            "removed": without(space, self._config.removals),
+        }
+        first = list(dict.fromkeys([space.base, *(schedule for _, schedule in seeds(space, probe, given=given))]))
         if self._config.low_bit:
             first = list(dict.fromkeys(in_turn(space, first)))
         self._seeds = deque(first[: 1 if self._is_single else self._config.n_seeds])
@@ -172,7 +178,7 @@ class Auto:
             return
         self._is_dressed = True
         for schedule in self._archive.best(min(self._config.dressed, self._config.n_seeds // 5)):
-            for _, made in in_formats(self._space, replace(schedule, precision=())):
+            for _, made in in_formats(self._space, replace(schedule, precision=()), self._config.mixed):
                 if made.id not in self._asked:
                     self._asked.add(made.id)
                     self._seeds.append(made)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from schedsearch.errors import SpaceError
+from schedsearch.errors import SpaceError, UsageError
 from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, Schedule, Solver, rule_word
 from schedsearch.search._published import (
     ATTENTION_INTERVALS,
@@ -22,7 +22,7 @@ from schedsearch.search._published import (
     SD_BETAS,
     TAYLORSEER,
 )
-from schedsearch.space import SearchSpace, warp
+from schedsearch.space import SearchSpace, shown, warp
 
 Named = tuple[str, Schedule]
 
@@ -55,14 +55,34 @@ def formats(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:  # n
     yield from in_formats(space, space.base)
 
 
-def in_formats(space: SearchSpace, schedule: Schedule) -> Iterator[Named]:
-    """``schedule`` in each format of the space, for all layers that may change or for part of the blocks."""
+def in_formats(space: SearchSpace, schedule: Schedule, choices: Sequence[tuple[int, ...]] = ()) -> Iterator[Named]:
+    """``schedule`` in each format of the space: all layers that may change, and part of them.
+
+    Which part is said by ``choices`` of what is known about the layers; without any it is part of the blocks.
+    """
     axis = space.precision
-    for preset in PRESETS if axis.is_open else ():
+    for preset in (PRESETS[:1] if choices else PRESETS) if axis.is_open else ():
         for number, rule in enumerate(axis.formats, start=1):
             rules = axis.rules(axis.preset(preset, number), schedule.pruned)
             if rules:
                 yield f"{rule_word(rule)}-{preset}", replace(schedule, precision=rules)
+    yield from mixed(space, schedule, choices)
+
+
+def mixed(space: SearchSpace, schedule: Schedule, choices: Sequence[tuple[int, ...]]) -> Iterator[Named]:
+    """``schedule`` with each of these choices of formats for the space's groups of layers.
+
+    Raises:
+        UsageError: a choice is none of this space.
+    """
+    axis = space.precision
+    for place, choice in enumerate(choices):
+        if len(choice) != len(axis.groups) or not set(choice) <= set(range(len(axis.formats) + 1)):
+            raise UsageError(
+                f"mixed[{place}]: found {shown(choice)}, expected numbers from 0 to {len(axis.formats)}, one for each "
+                f"of {len(axis.groups)} groups of layers."
+            )
+        yield str(place + 1), replace(schedule, precision=axis.rules(choice, schedule.pruned))
 
 
 def in_turn(space: SearchSpace, schedules: Sequence[Schedule]) -> Iterator[Schedule]:
@@ -71,6 +91,12 @@ def in_turn(space: SearchSpace, schedules: Sequence[Schedule]) -> Iterator[Sched
     for i, schedule in enumerate(schedules):
         number = 1 + i % len(axis.formats) if axis.is_open else 0
         yield replace(schedule, precision=axis.rules(axis.preset("all", number), schedule.pruned))
+
+
+def without(space: SearchSpace, removals: Sequence[Sequence[str]]) -> Iterator[Named]:
+    """The plain run without each of these sets of blocks."""
+    for blocks in removals:
+        yield str(len(blocks)), with_rows(space, {}, blocks)
 
 
 # ---- masks

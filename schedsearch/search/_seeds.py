@@ -75,6 +75,7 @@ def seeds(
     budgets: Sequence[int] | None = None,
     *,
     only: Sequence[str] | None = None,
+    given: Mapping[str, Iterable[Named]] = MappingProxyType({}),
 ) -> tuple[Named, ...]:
     """Named schedules of ``space``, all different, the plain run first.
 
@@ -86,6 +87,7 @@ def seeds(
         probe: of the model on its default grid; without one, generators that need it are skipped.
         budgets: computed steps wanted, most wanted first; by default a quarter of all steps, then around it.
         only: generators to use; all by default.
+        given: further schedules, by a name as a generator would have; they take their turns right after the plain run.
 
     Returns:
         Pairs (name, schedule). A name begins with that of its generator, such as ``fora/n3-e1``.
@@ -102,6 +104,7 @@ def seeds(
             lists.append(_legal(space, name, source.rule(space, usable)))
         elif source.make is not None and probe is not None:
             lists.append(_legal(space, name, source.make(space, probe, usable)))
+    lists[1:1] = [_legal(space, name, made) for name, made in given.items()]
     found: dict[str, Named] = {}
     while lists:
         left = []

@@ -40,7 +40,7 @@ from schedsearch.sensitivity._records import (
     effect_of,
 )
 from schedsearch.sensitivity._rules import block_of, compact_rules, operation_of
-from schedsearch.sensitivity._seeds import seed_schedules
+from schedsearch.sensitivity._seeds import seed_choices, seed_removals
 
 __all__ = [
     "ENOUGH",
@@ -76,7 +76,8 @@ __all__ = [
     "read_sensitivities",
     "removed_blocks",
     "rules_of",
-    "seed_schedules",
+    "seed_choices",
+    "seed_removals",
     "sensitivities_text",
     "write_sensitivities",
 ]

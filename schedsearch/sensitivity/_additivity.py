@@ -72,7 +72,7 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float:
     (-1.0, 0.0)
     """
     x, y = (np.asarray(column) - np.mean(column) for column in (a, b))
-    size = float(np.linalg.norm(x) * np.linalg.norm(y))
+    size = float(np.sqrt((x @ x) * (y @ y)))
     return float(np.clip(x @ y / size, -1.0, 1.0)) if size > 0.0 else 0.0
 
 

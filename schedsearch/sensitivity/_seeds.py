@@ -1,56 +1,70 @@
-"""Schedules that a search over number formats and blocks may begin from."""
+"""Where a search over number formats and blocks may begin: what loses least by sums, for several savings."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from typing import Literal
 
-from schedsearch.errors import UsageError
-from schedsearch.schedule import Schedule, with_layer_tables
-from schedsearch.sensitivity._chosen import mixed, protected_layers, removed_blocks, rules_of
+from schedsearch.schedule import PrecisionRule, rule_word
+from schedsearch.sensitivity._assignment import Option, assigned
 from schedsearch.sensitivity._records import REMOVED, Sensitivities
 
+SHARES = (0.5, 0.75, 0.9, 0.25, 1.0)
+"""Parts of what all formats together can save, the more promising first."""
 
-def seed_schedules(
+
+def seed_choices(
     found: Sensitivities,
-    schedule: Schedule,
+    groups: Sequence[Sequence[str]],
+    formats: Sequence[PrecisionRule],
     *,
-    bits: Sequence[float] = (),
-    removals: Sequence[int] = (),
-    words: Collection[str] | None = None,
-) -> tuple[Schedule, ...]:
-    """Return variants of a schedule, each once: mixed formats freely chosen, the same with the protection preset in the
-    layers' own dtype (QuEST, arXiv 2402.03666), and the blocks of least effect left out.
+    cost: Literal["bytes", "ms"] = "bytes",
+    shares: Sequence[float] = SHARES,
+) -> tuple[tuple[int, ...], ...]:
+    """Return the choices of formats that lose least and save a share of what any choice could, each once.
 
     Args:
         found: the measurements.
-        schedule: what is varied; its precision rules, removed blocks and tables of layers go, its other parts stay.
-        bits: average bits per element to keep; one that no choice keeps is passed over.
-        removals: numbers of blocks to leave out.
-        words: formats to choose from; all by default.
+        groups: names of the layers that have one format together.
+        formats: what they may have besides what they have; patterns play no part. One that was not measured for each
+            layer of a group, or not timed where milliseconds are saved, is no option there.
+        cost: what is saved.
+        shares: 0 to 1 each.
+
+    Returns:
+        One number per group: 0 for what it has, ``k`` for ``formats[k - 1]``. Nothing if no format saves anything.
     """
-    bare = replace(with_layer_tables(schedule, {}, role=""), precision=(), pruned=(), measured=())
-    made = [*_in_formats(found, bare, bits, words), *_without_blocks(found, bare, removals)]
-    return tuple({one.id: one for one in made}.values())
+    words = [rule_word(rule) for rule in formats]
+    options = {str(place): _options(found, layers, words, cost) for place, layers in enumerate(groups)}
+    most = sum(max(-way.cost for way in ways) for ways in options.values())
+    if most <= 0.0:
+        return ()
+    # The largest saving is kept by its own choice, whatever adding in another order has rounded off.
+    made = [assigned(options, -share * most * (1.0 - 1e-12)) for share in shares]
+    return tuple(dict.fromkeys(tuple(int(word) for _, word in one.picks) for one in made))
 
 
-def _in_formats(
-    found: Sensitivities, bare: Schedule, bits: Sequence[float], words: Collection[str] | None
-) -> Iterator[Schedule]:
-    kept = dict.fromkeys(protected_layers([layer.name for layer in found.layers]), found.header.dtype)
-    for limit in bits:
-        for protected in ({}, kept):
-            try:
-                chosen = mixed(found, limit=limit, words=words, protected=protected)
-            except UsageError:  # not even the fewest bits keep the limit
-                continue
-            yield replace(bare, precision=rules_of(found, dict(chosen.picks)))
+def _options(
+    found: Sensitivities, layers: Sequence[str], words: Sequence[str], cost: Literal["bytes", "ms"]
+) -> list[Option]:
+    ways = [Option(word="0", loss=0.0, cost=0.0)]
+    for number, word in enumerate(words, start=1):
+        cells = [cell for layer in layers if (cell := found.by_key.get((layer, word))) is not None]
+        saved = [ms for cell in cells if (ms := cell.saved_ms if cost == "ms" else cell.saved_bytes) is not None]
+        if len(saved) == len(layers):
+            loss = sum(cell.effect for cell in cells)
+            ways.append(Option(word=str(number), loss=loss, cost=-float(sum(saved))))
+    return ways
 
 
-def _without_blocks(found: Sensitivities, bare: Schedule, removals: Sequence[int]) -> Iterator[Schedule]:
-    for n in removals:
-        chosen = removed_blocks(found, saving=n, cost="count")
-        gone = tuple(block for block, word in chosen.picks if word == REMOVED)
-        inside = tuple(f"{block}." for block in gone)
-        ops = tuple((name, row) for name, row in bare.ops if name not in gone and not name.startswith(inside))
-        yield replace(bare, pruned=gone, ops=ops)
+def seed_removals(found: Sensitivities, blocks: Collection[str], most: int) -> tuple[tuple[str, ...], ...]:
+    """Return the one, two, ... blocks to leave out that lose least by sums.
+
+    Args:
+        found: the measurements.
+        blocks: names of those that may go; what was not measured stays.
+        most: how many may go at once.
+    """
+    measured = [block for block in found.blocks if block in blocks and (block, REMOVED) in found.by_key]
+    ranked = sorted(measured, key=lambda block: found.cell(block, REMOVED).effect)
+    return tuple(tuple(ranked[:count]) for count in range(1, min(most, len(ranked)) + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import importlib.util
+import json
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from schedsearch.errors import EvaluationError, UsageError
+from schedsearch.errors import EvaluationError, StudyMismatchError, UsageError
 from schedsearch.evaluate import CostModel, find_card, load_pipeline, memory_model
 from schedsearch.evaluate._workload import Workload
-from schedsearch.runtime import identity_schedule
-from schedsearch.schedule import read_schedule
+from schedsearch.runtime import blocks_of, denoiser_of, identity_schedule
+from schedsearch.runtime._precision import linears_of
+from schedsearch.schedule import read_schedule, rule_of
+from schedsearch.sensitivity import REMOVED, Cell, Choice, Header, Layer, Sensitivities, write_sensitivities
 from schedsearch.study import Study
 from schedsearch_calibration import flux_mini_path
 
@@ -76,13 +79,46 @@ def plain_bytes(pipe, model) -> int:
     return memory_model(pipe, Workload.from_card(card), "a").checkpoint_bytes(plain)
 
 
+@pytest.fixture
+def known(request, pipe, model, tmp_path):
+    """A file as if measured: later layers matter more, outer blocks most. The parameter is the model's dtype."""
+    card = find_card(str(model))
+    plain = identity_schedule(pipe, card.steps, height=card.height, width=card.width)
+    header = Header(
+        model=card.name, config=plain.model.config, carrier=plain.id, steps=6, prompts="p", n_prompts=1, seed=0,
+        dtype=getattr(request, "param", "fp32"), torch="2", schedsearch="0", date="2026-01-31", command="",
+    )  # fmt: skip
+    sizes = {name: linear.weight.numel() for name, linear in linears_of(denoiser_of(pipe)).items()}
+    blocks = tuple(block.name for block in blocks_of(pipe))
+    cells = [
+        Cell(module=name, word="int8", errors=(0.01 * (place + 1),), bits=8.0, saved_bytes=3 * size)
+        for place, (name, size) in enumerate(sizes.items())
+    ]  # fmt: skip
+    middle = (len(blocks) - 1) / 2
+    cells += [
+        Cell(module=name, word=REMOVED, errors=(0.1 + abs(place - middle),), bits=0.0, saved_bytes=1)
+        for place, name in enumerate(blocks)
+    ]
+    found = Sensitivities(
+        header=header, layers=tuple(Layer(name=name, weights=size, bits=32.0) for name, size in sizes.items()),
+        blocks=blocks, choices=(Choice(word="int8", weight="int8", activation="int8"),),
+        cells=tuple(cells),
+    )  # fmt: skip
+    write_sensitivities(found, tmp_path / "known.json")
+    return tmp_path / "known.json"
+
+
 @pytest.mark.slow
-def test_formats_are_searched_priced_and_written(job, pipe, model, tmp_path):
+def test_formats_are_searched_priced_and_written(job, pipe, model, known, tmp_path):
     with suppress(EvaluationError):  # int8's price is made up, so the clock may find that nothing keeps the budget
-        job(tmp_path / "run")
+        job(tmp_path / "run", sensitivity=known)
     with Study.load(tmp_path / "run" / "study.db") as study:
         records = study.evaluations()
         cost = CostModel.from_json(str(study.notes["cost"]))
+        options = json.loads(str(study.notes["searcher"]))
+    assert_begun_from(options, records, pipe)
+    with pytest.raises(StudyMismatchError, match="sensitivity"):
+        job(tmp_path / "run", resume=True)
     low = [e for e in records if e.candidate.schedule.precision]
     assert len(low) >= 4
     assert not [e.reason for e in low if e.status == "failed"]
@@ -99,6 +135,37 @@ def test_formats_are_searched_priced_and_written(job, pipe, model, tmp_path):
     written = [read_schedule(path) for path in (tmp_path / "run" / "frontier").glob("*x*.json")]
     assert written
     assert {"checkpoint_bytes", "peak_bytes"} <= {m.metric for m in written[0].measured}
+
+
+def assert_begun_from(options, records, pipe):
+    """The first schedules are those that the measurements say."""
+    middle = len(blocks_of(pipe)) // 2
+    assert len(options["mixed"]) >= 3
+    assert all(set(choice) <= {0, 1} for choice in options["mixed"])
+    few, *_, all_of_them = sorted(map(sum, options["mixed"]))
+    assert 0 < few < all_of_them == len(options["mixed"][0])
+    assert [len(blocks) for blocks in options["removals"]] == [1, 2, 3][: len(options["removals"])]
+    assert {blocks_of(pipe)[middle].name, blocks_of(pipe)[middle - 1].name} & set(options["removals"][0])
+    plain, mixed, removed = (e.candidate.schedule for e in records[:3])
+    assert (plain.precision, plain.ops, plain.pruned) == ((), (), ())
+    low = sum(rule_of(mixed.precision, name) is not None for name in linears_of(denoiser_of(pipe)))
+    assert 0 < low < len(linears_of(denoiser_of(pipe)))
+    assert (mixed.ops, mixed.pruned) == ((), ())
+    assert list(removed.pruned) == options["removals"][0]
+
+
+@pytest.mark.parametrize(
+    ("known", "search", "said"),
+    [
+        ("fp32", "ecad", "--sensitivity: found it beside --search ecad, expected auto"),
+        ("bf16", "auto", "--sensitivity: found measurements of .* in bf16, expected some of this model in fp32"),
+    ],
+    indirect=["known"],
+)
+def test_measurements_that_cannot_be_begun_from_are_refused(job, known, tmp_path, search, said):
+    with pytest.raises(UsageError, match=said):
+        job(tmp_path / "run", sensitivity=known, search=search)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -90,8 +90,8 @@ def test_no_row_is_worse_than_nearest_and_errors_are_those_of_the_table(seed, n_
     rounding = learned_rounding(weight, products, fmt, beam=beam)
     assert (rounding.error <= rounding.nearest_error).all()
     seen = fake(weight, fmt, up=unpacked(rounding.bits, n_in))
-    error = ((seen - weight).double() @ x.double().T).square().sum(1)
-    nearest = ((fake(weight, fmt) - weight).double() @ x.double().T).square().sum(1)
+    error = ((seen.double() - weight.double()) @ x.double().T).square().sum(1)
+    nearest = ((fake(weight, fmt).double() - weight.double()) @ x.double().T).square().sum(1)
     size = products.trace() * weight.double().square().sum()
     torch.testing.assert_close(error, rounding.error, rtol=1e-5, atol=1e-13 * float(size))  # values are float32
     torch.testing.assert_close(nearest, rounding.nearest_error, rtol=1e-7, atol=1e-13 * float(size))

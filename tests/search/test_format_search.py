@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from schedsearch.errors import UsageError
 from schedsearch.schedule import COMPUTE, MODEL_ROW, PrecisionRule
 from schedsearch.search import SEARCHERS, Auto, AutoConfig, make_searcher
 from schedsearch.search._features import Features
 from schedsearch.search._prices import Prices
-from schedsearch.search._rule_seeds import in_formats
+from schedsearch.search._rule_seeds import in_formats, mixed
 from schedsearch.search._seeds import seeds
 from schedsearch.search._surrogate import KernelRanker
 from schedsearch.space import PrecisionAxis, SearchSpace, mutated
@@ -47,6 +48,9 @@ def make_space(formats=(INT8, FP8), levels=LEVELS, **changes) -> SearchSpace:
 SPACE = make_space()
 FROZEN = SPACE.restrict(precision="frozen")
 CLOSED = make_space(precision=PrecisionAxis())
+
+MIXED = tuple(place % 3 for place in range(len(SPACE.precision.groups)))
+MIXED_SHORT, MIXED_LARGE, MIXED_BELOW = MIXED[1:], (3, *MIXED[1:]), (-1, *MIXED[1:])
 
 
 class Formats:
@@ -154,6 +158,20 @@ class TestSeeds:
         made = dict(in_formats(SPACE, row))
         assert all(s.ops == row.ops and SPACE.check(s) is None for s in made.values())
 
+    def test_what_is_known_of_the_layers_stands_for_parts_of_the_blocks(self):
+        row = replace(SPACE.base, ops=(("model", "CRCRCRCR"),))
+        made = dict(in_formats(SPACE, row, [MIXED]))
+        assert list(made) == ["int8-all", "fp8_e4m3-all", "1"]
+        assert SPACE.precision.choice(made["1"].precision) == MIXED
+        assert made["1"].ops == row.ops
+
+    def test_given_ones_take_their_turns_right_after_the_plain_run(self):
+        given = {"mixed": mixed(SPACE, SPACE.base, [MIXED, MIXED[::-1]])}
+        names = [name for name, _ in seeds(SPACE, given=given)]
+        assert names[:2] == ["plain", "mixed/1"]
+        assert 2 < names.index("mixed/2") < 30
+        assert [name for name in names if not name.startswith("mixed/")] == [name for name, _ in seeds(SPACE)]
+
 
 class TestAuto:
     def test_the_best_of_the_first_population_are_tried_in_formats(self):
@@ -173,6 +191,29 @@ class TestAuto:
         study, _ = searched(Auto(SPACE, seed=0, objectives=TOY_OBJECTIVES, config=config), SPACE, trials=10)
         whole = {SPACE.precision.preset("all", number) for number in (1, 2)}
         assert {SPACE.precision.choice(e.candidate.schedule.precision) for e in study.evaluations()} == whole
+
+    def test_assignments_and_removals_that_are_given_are_tried_early_and_the_best_are_put_in_them(self):
+        blocks = [block.name for block in BLOCKS]
+        space = make_space(prunable=tuple(blocks), max_pruned=2)
+        options = {"mixed": [list(MIXED)], "removals": [[blocks[1]], blocks[1:3]]}  # as a study keeps them
+        searcher = make_searcher(
+            "auto", space, seed=0, objectives=TOY_OBJECTIVES, n_seeds=20, pool=8, first_look=1.0, opening=0, **options
+        )
+        study, _ = searched(searcher, space, trials=45, evaluator=Formats(space))
+        found = [e.candidate.schedule for e in study.evaluations()]
+        choices = [space.precision.choice(s.precision, s.pruned) for s in found]
+        assert choices.index(MIXED) == 1
+        assert found[2].pruned == (blocks[1],)
+        assert tuple(sorted(blocks[1:3])) in {s.pruned for s in found[:20]}
+        assert len({s.ops for s, choice in zip(found[20:], choices[20:], strict=True) if choice == MIXED}) >= 2
+
+    @pytest.mark.parametrize("wrong", [MIXED_SHORT, MIXED_LARGE, MIXED_BELOW])
+    def test_assignments_of_other_spaces_are_refused(self, wrong):
+        count = len(SPACE.precision.groups)
+        with pytest.raises(
+            UsageError, match=rf"mixed\[1\]: found .*, expected numbers from 0 to 2, one for each of {count} "
+        ):
+            make_searcher("auto", SPACE, seed=0, objectives=TOY_OBJECTIVES, mixed=[MIXED, wrong])
 
     def test_without_the_axis_it_asks_what_it_asked(self):
         asked = []

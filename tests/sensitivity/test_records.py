@@ -35,7 +35,8 @@ from schedsearch.sensitivity import (
     read_sensitivities,
     removed_blocks,
     rules_of,
-    seed_schedules,
+    seed_choices,
+    seed_removals,
     sensitivities_text,
     write_sensitivities,
 )
@@ -267,21 +268,63 @@ class TestChoosing:
         assert {i for i, block in enumerate(BLOCKS) if chosen[block] == REMOVED} == gone
         assert all(chosen[block] == KEPT for i, block in enumerate(BLOCKS) if i not in gone)
 
-    def test_seeds_are_mixed_protected_and_without_blocks_each_once(self, found, schedule):
-        rows = (("blocks.0", "CRCCR"), ("blocks.00", "CRCCR"), ("blocks.0.attn", "CRCCR"), ("blocks.2", "CCRCC"))
-        base = dataclasses.replace(schedule, ops=rows, pruned=("blocks.3",))
-        made = seed_schedules(found, base, bits=(20.0, 4.5, 4.0, 32.0), removals=(0, 2))
-        free, kept, least, plain, removed = made  # protection takes more than 4.5; 4 cannot be; 32 changes nothing
-        assert {rule.weight for rule in free.precision} >= {"int8"}
-        assert {rule.pattern for rule in kept.precision if rule.weight == "fp32"}
-        assert [rule.weight for rule in least.precision] == ["int4"]
-        assert (plain.precision, plain.pruned, plain.ops) == ((), (), base.ops)
-        assert removed.pruned == ("blocks.0", "blocks.2")
-        assert removed.ops == (("blocks.00", "CRCCR"),)
-        assert all(one.measured == () and one.sigma == base.sigma for one in made)
-
     def test_more_than_there_is_cannot_be_saved(self, found):
         with pytest.raises(UsageError, match="expected at least -10000, the cheapest choice"):
             removed_blocks(found, saving=10_001)
         with pytest.raises(UsageError, match=r"found no time of blocks\.0"):
             removed_blocks(found, saving=1.0, cost="ms")
+
+
+GROUPS = (*((f"{block}.attn.to_q", f"{block}.norm1.linear") for block in BLOCKS), ("proj_out",))
+INT8, INT4 = (choice.rule("*") for choice in CHOICES)
+
+
+class TestSeeds:
+    @pytest.mark.parametrize("cost", ["bytes", "ms"])
+    @pytest.mark.parametrize("share", [0.3, 0.5, 0.86, 0.95, 1.0])
+    def test_choices_are_the_best_of_all_that_save_as_much(self, found, share, cost):
+        (chosen,) = seed_choices(found, GROUPS, (INT8, INT4), cost=cost, shares=[share])
+        words = ("", *(choice.word for choice in CHOICES))
+
+        def total(picks, value):
+            named = zip(picks, GROUPS, strict=True)
+            return sum(value(found.cell(name, words[k])) for k, names in named if k for name in names)
+
+        def saved(picks):
+            return total(picks, lambda cell: cell.saved_bytes)
+
+        most = saved([2] * len(GROUPS))
+        kept = [picks for picks in product(range(3), repeat=len(GROUPS)) if saved(picks) >= share * most - 1e-6]
+        assert chosen in kept
+        best = min(total(picks, lambda cell: cell.effect) for picks in kept)
+        assert total(chosen, lambda cell: cell.effect) == pytest.approx(best, rel=1e-9)
+
+    def test_equal_choices_are_one_and_the_order_is_that_of_the_shares(self, found):
+        both = seed_choices(found, GROUPS, (INT4, INT8), shares=[1.0, 0.5, 0.9999, 0.5])
+        assert len(both) == 2
+        assert both[0] == (1,) * len(GROUPS)
+
+    def test_a_format_that_was_not_measured_or_timed_everywhere_is_no_option(self, found):
+        int2 = dataclasses.replace(INT4, weight="int2")
+        assert seed_choices(found, GROUPS, (int2,)) == ()
+        (only,) = seed_choices(found, GROUPS, (int2, INT8), shares=[1.0])
+        assert set(only) == {2}
+        timeless = found.having(cells=(dataclasses.replace(found.cell(NAMES[0], "int8/fp32"), saved_ms=None),))
+        assert seed_choices(timeless, GROUPS, (INT8,), cost="ms", shares=[1.0]) == ((0, 1, 1, 1, 1),)
+        assert seed_choices(timeless, GROUPS, (INT8,), cost="bytes", shares=[1.0]) == ((1, 1, 1, 1, 1),)
+
+    def test_what_takes_longer_is_never_chosen_for_time(self, found):
+        slow = tuple(
+            dataclasses.replace(found.cell(name, "int8/fp32"), saved_ms=-1.0 if "norm1" in name else 1.5)
+            for name in NAMES
+        )
+        apart = [(name,) for name in NAMES]
+        (chosen,) = seed_choices(found.having(cells=slow), apart, (INT8,), cost="ms", shares=[1.0])
+        assert [name for name, k in zip(NAMES, chosen, strict=True) if k] == [n for n in NAMES if "norm1" not in n]
+
+    def test_removals_are_the_least_harmful_of_those_that_may_go(self, found):
+        assert seed_removals(found, BLOCKS, 2) == (("blocks.0",), ("blocks.0", "blocks.2"))
+        assert seed_removals(found, BLOCKS[1:3], 9) == (("blocks.2",), ("blocks.2", "blocks.1"))
+        assert seed_removals(found, BLOCKS, 0) == ()
+        unmeasured = dataclasses.replace(found, cells=tuple(one for one in found.cells if one.word))
+        assert seed_removals(unmeasured, BLOCKS, 2) == ()
