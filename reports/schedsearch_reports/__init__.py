@@ -1,1 +1,7 @@
-"""Pictures and tables made from what a search wrote (`figures`). Knows no torch and no searcher."""
+"""Reports made from what a search wrote: `report_data` computes, `render` writes one page. Knows no torch and no searcher."""
+
+from schedsearch_reports._build import report_data
+from schedsearch_reports._data import ReportData
+from schedsearch_reports._page import render, write_report
+
+__all__ = ["ReportData", "render", "report_data", "write_report"]

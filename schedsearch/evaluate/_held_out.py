@@ -20,7 +20,7 @@ from schedsearch.evaluate._calibrate import call_once
 from schedsearch.evaluate._latency import LatencySamples, Ratio, TimedRun, measure_latency, paired_ratio
 from schedsearch.evaluate._macs import MacTable, schedule_macs
 from schedsearch.evaluate._models import ModelCard
-from schedsearch.evaluate._quality import METRICS, REFERENCES, find_metric, score_pictures
+from schedsearch.evaluate._quality import METRICS, REFERENCES, Pictures, find_metric, score_pictures
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._trace import capture_call, counting_calls
 from schedsearch.evaluate._workload import Pipeline, Workload
@@ -100,6 +100,7 @@ def evaluate_held_out(
     repeats: int = 10,
     warmup: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
+    on_pictures: Callable[[str, int, Pictures], None] | None = None,
 ) -> tuple[HeldOutRow, ...]:
     """Return one row for the plain run, one per schedule and one per plain run of fewer steps, in this order.
 
@@ -116,6 +117,8 @@ def evaluate_held_out(
         repeats: timed rounds.
         warmup: rounds that do not count.
         on_progress: called with the units of work done and in all.
+        on_pictures: called with a run's name, the number of the first prompt and what was drawn of it and the next ones,
+            in the order of the prompts; for the first seed.
 
     Raises:
         UsageError: if there are no prompts or seeds, or a schedule is called like a plain run.
@@ -127,7 +130,9 @@ def evaluate_held_out(
     workload = Workload.from_card(card)
     variants = _variants(pipe, workload, schedules, fewer_steps, mac_table)
     progress = _Progress(len(variants) * len(seeds) + warmup + repeats, on_progress)
-    samples, calls = _quality(pipe, workload, variants, tuple(prompts), seeds=seeds, batch=batch, progress=progress)
+    samples, calls = _quality(
+        pipe, workload, variants, tuple(prompts), seeds=seeds, batch=batch, progress=progress, on_pictures=on_pictures
+    )
     call = partial(call_once, pipe, workload, prompts[0])
     runs = {v.name: TimedRun(call=partial(call, steps=v.n_steps), prepare=v.prepare) for v in variants}
     latency = measure_latency(
@@ -201,6 +206,7 @@ def _quality(
     seeds: Sequence[int],
     batch: int,
     progress: _Progress,
+    on_pictures: Callable[[str, int, Pictures], None] | None,
 ) -> tuple[dict[str, Samples], dict[str, float]]:
     """Return each variant's numbers per image, and its denoiser calls per image."""
     metrics = tuple(METRICS.values())
@@ -218,6 +224,8 @@ def _quality(
                 ranges = list(runs.batches(len(prompts)))
                 for start, stop in ranges:
                     pictures = runs.run(start, stop, steps=v.n_steps)
+                    if on_pictures is not None and seed == seeds[0]:
+                        on_pictures(v.name, start, pictures)
                     for reference in references:
                         scores = score_pictures(metrics, pictures, reference.pictures(start, stop))
                         for name, values in scores.items():

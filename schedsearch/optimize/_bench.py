@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -101,6 +102,17 @@ class OptimizeSettings:
         """Name of the chosen schedule, such as ``flux-4x``."""
         model = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(self.model).name).strip("-.") or "model"
         return f"{model}-{str(parse_budget(self.budget)).replace('%', 'pct')}"
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this; what is as by default is left out."""
+        words = ["schedsearch", "optimize"]
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if field_.name == "resume" or value == field_.default:
+                continue
+            words += [f"--{field_.name.replace('_', '-')}", *(() if value is True else (str(value),))]
+        return shlex.join(words)
 
 
 @dataclass(kw_only=True)

@@ -15,9 +15,10 @@ from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import REFINEMENT, HeldOutRow, device_name, evaluate_held_out, find_metric
 from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
 from schedsearch.optimize._numbers import score, timings
+from schedsearch.optimize._pictures import KeptPictures
 from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
 from schedsearch.schedule import Measurement, Provenance, Schedule, solver_table, with_solver_table
-from schedsearch.study import Candidate, Evaluation, Frontier, Study
+from schedsearch.study import Candidate, Evaluation, Frontier, Study, speed_labels
 
 FRESH = 24
 """Further calibration prompts the finalists are scored on again, with another seed."""
@@ -71,14 +72,9 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, fl
 
 
 def _labels(results: Sequence[Result]) -> dict[str, str]:
-    """Returns for every name the measured speed-up as a label, such as ``4.12x``, told apart where two are equal."""
-    labels: dict[str, str] = {}
-    for result in results:
-        label, n = f"{result.value('speedup'):.2f}x", 2
-        while label in labels.values():
-            label, n = f"{result.value('speedup'):.2f}x-{n}", n + 1
-        labels[result.name] = label
-    return labels
+    """Returns for every name the measured speed-up as a label, such as ``4.12x``."""
+    speedups = [result.value("speedup") for result in results]
+    return dict(zip((result.name for result in results), speed_labels(speedups), strict=True))
 
 
 def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
@@ -162,6 +158,7 @@ def _held_out(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[list[dic
 
     Returns rows as the study keeps them, and the denoiser evaluations spent on quality, both references included.
     """
+    pictures = KeptPictures(prompts=bench.held_out.prompts, metric=bench.quality.name)
     with bench.display.stage("measuring on held-out prompts") as advance:
         measured = evaluate_held_out(
             bench.pipe,
@@ -174,11 +171,14 @@ def _held_out(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[list[dic
             device=bench.settings.device,
             batch=bench.batch,
             on_progress=advance,
+            on_pictures=pictures.keep,
         )
     sound = [row for row in measured if all(isfinite(row.mean(name)) for name in QUALITY)]
     for row in measured:
         if row not in sound:
             bench.display.line(f"Left out {row.name}: its held-out pictures hold values that are not numbers")
+    names = {name: schedule.id for name, schedule in schedules.items()}
+    pictures.write(bench.settings.folder / "pictures", sound, names)
     images = len(bench.held_out.prompts)
     references = (1 + REFINEMENT) * measured[0].denoiser_calls
     evals = round(images * (references + sum(row.denoiser_calls for row in measured)))

@@ -8,11 +8,15 @@ stage needs to go on after an interruption lies in the study, so a run that was 
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
+from schedsearch import __version__
 from schedsearch.errors import EvaluationError, UsageError
 from schedsearch.evaluate import (
     CostModel,
@@ -49,6 +53,9 @@ from schedsearch_calibration import PromptSet, prompt_set, read_prompts
 
 DEFAULT_TRIALS = 400
 """Schedules measured when neither a number nor a time is asked for."""
+
+VERSIONS = ("torch", "diffusers", "transformers", "optuna", "numpy")
+"""Packages whose versions a study notes."""
 
 RESTARTS = 1000
 """More rounds than any run has time for: the number of trials or minutes ends a search, not its algorithm."""
@@ -88,6 +95,7 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
     display = display or Display()
     bench = load_bench(settings, display)
     with _open_study(bench) as study:
+        _sign(bench, study)
         measure_parts(bench, study)
         _require_reachable(bench)
         _search(bench, study)
@@ -188,6 +196,25 @@ def _open_study(bench: Bench) -> Study:
     )
 
 
+def _sign(bench: Bench, study: Study) -> None:
+    """Notes once how the study was begun."""
+    if "made" not in study.notes:
+        study.notes.set(
+            "made",
+            {
+                "name": bench.settings.name,
+                "model": bench.card.name,
+                "command": bench.settings.command,
+                "date": datetime.now(tz=UTC).date().isoformat(),
+                "versions": {
+                    "schedsearch": __version__,
+                    **{name: version(name) for name in VERSIONS},
+                    "python": platform.python_version(),
+                },
+            },
+        )
+
+
 def measure_parts(bench: Bench, study: Study) -> None:
     """Counts MACs, and measures the cost model and the probe unless the study remembers them."""
     workload = Workload.from_card(bench.card)
@@ -205,6 +232,8 @@ def measure_parts(bench: Bench, study: Study) -> None:
         study.notes.set("cost", cost.to_json())
         book(study, "cost model", started)
     bench.cost = CostModel.from_json(str(study.notes["cost"]))
+    if "reference point" not in study.notes:
+        study.notes.set("reference point", list(bench.reference_point))
     bench.memory = _memory(bench, workload)
     if "probe" not in study.notes:
         started = time.monotonic()

@@ -1,8 +1,23 @@
 """What has been tried: records, the frontier, and the study that keeps them."""
 
+from schedsearch.study._finals import MeasuredRun, measured_runs, speed_labels
 from schedsearch.study._frontier import Frontier
 from schedsearch.study._probe import BlockProbe, Probe
 from schedsearch.study._records import Candidate, Evaluation, Objective
 from schedsearch.study._study import JSON, Notes, Spent, Study
 
-__all__ = ["JSON", "BlockProbe", "Candidate", "Evaluation", "Frontier", "Notes", "Objective", "Probe", "Spent", "Study"]
+__all__ = [
+    "JSON",
+    "BlockProbe",
+    "Candidate",
+    "Evaluation",
+    "Frontier",
+    "MeasuredRun",
+    "Notes",
+    "Objective",
+    "Probe",
+    "Spent",
+    "Study",
+    "measured_runs",
+    "speed_labels",
+]

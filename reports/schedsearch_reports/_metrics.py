@@ -1,0 +1,112 @@
+"""How each measured number is called and shown, and the symbols and colours of families of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+from schedsearch.schedule import Measurement
+from schedsearch_reports._data import Family, Metric, Value
+
+Axis = Literal["speed", "quality", "none"]
+
+CALLS = "denoiser_calls"
+"""Not a measurement of its own in a study, but counted there."""
+
+PREDICTED = "predicted_speedup"
+
+
+def _metric(
+    name: str,
+    label: str,
+    short: str,
+    unit: str,
+    better: str,
+    axis: Axis,
+    digits: int,
+    *,
+    scale: float = 1.0,
+    is_relative: bool = False,
+) -> Metric:
+    return Metric(
+        name=name, label=label, short=short, unit=unit, better=better, axis=axis, digits=digits, scale=scale,
+        is_relative=is_relative,
+    )  # fmt: skip
+
+
+_KNOWN = {
+    metric.name: metric
+    for metric in (
+        _metric("speedup", "Speed-up of the whole call, measured", "Speed-up", "×", "max", "speed", 2),
+        _metric(PREDICTED, "Speed-up, predicted", "Speed-up, predicted", "×", "max", "speed", 2),
+        _metric("latency_ms", "Time per picture", "Time", "ms", "min", "speed", 1),
+        _metric(CALLS, "Denoiser calls per picture", "Calls", "", "min", "speed", 0),
+        _metric(
+            "macs_fraction", "Multiply-accumulates, of the full run's", "MACs", "%", "min", "speed", 1, scale=100.0
+        ),
+        _metric("psnr", "PSNR against the full run", "PSNR", "dB", "max", "quality", 2, is_relative=True),
+        _metric("ssim", "SSIM against the full run", "SSIM", "", "max", "quality", 4, is_relative=True),
+        _metric("lpips", "LPIPS against the full run", "LPIPS", "", "min", "quality", 4, is_relative=True),
+        _metric(
+            "latent_error", "Relative latent error against the full run", "Latent error", "", "min", "quality", 4,
+            is_relative=True,
+        ),
+        _metric("checkpoint_bytes", "Denoiser's checkpoint, predicted", "Checkpoint", "MB", "min", "none", 2, scale=1e-6),
+        _metric("peak_bytes", "Weights and caches at their peak, predicted", "Peak", "MB", "min", "none", 2, scale=1e-6),
+    )
+}  # fmt: skip
+
+_CONVERGED = "converged_"
+
+
+def metric_of(name: str, unit: str, better: str) -> Metric:
+    """Return how a measured number is shown; of one that is not known here, as it calls itself."""
+    if name in _KNOWN:
+        return _KNOWN[name]
+    plain = name.removeprefix(_CONVERGED)
+    if plain != name and plain in _KNOWN:
+        known = _KNOWN[plain]
+        label = known.label.replace("the full run", "a run of many more steps")
+        return replace(known, name=name, label=label, short=f"{known.short}, converged", is_relative=False)
+    words = name.replace("_", " ")
+    shown = "" if unit == "1" else unit
+    return _metric(name, words[:1].upper() + words[1:], words, shown, better, "quality", 4)
+
+
+def metrics_of(measured: Iterable[Measurement]) -> tuple[Metric, ...]:
+    """Return each metric once: speeds first, then qualities in the order in which they come, then the rest."""
+    found = {record.metric: metric_of(record.metric, record.unit, record.better) for record in measured}
+    order = {"speed": 0, "quality": 1, "none": 2}
+    speeds = list(_KNOWN)
+    return tuple(
+        sorted(found.values(), key=lambda m: (order[m.axis], speeds.index(m.name) if m.axis == "speed" else 0))
+    )
+
+
+def value_of(record: Measurement) -> Value:
+    """Return a measurement as the report keeps it."""
+    return Value(metric=record.metric, value=record.value, low=record.low, high=record.high, n=record.n)
+
+
+def shown(metric: Metric, value: float) -> str:
+    """Return a number as people read it, with its unit.
+
+    >>> shown(metric_of("speedup", "x", "max"), 4.0398), shown(metric_of("psnr", "dB", "max"), 43.1213)
+    ('4.04×', '43.12 dB')
+    """
+    number = f"{value * metric.scale:.{metric.digits}f}"
+    gap = "" if metric.unit in ("", "×") else " "
+    return f"{number}{gap}{metric.unit}"
+
+
+OURS = Family(name="schedule", label="searched schedules", colour=0, symbol="circle")
+FEWER = Family(name="fewer steps", label="plain run, fewer steps", colour=1, symbol="square")
+FULL = Family(name="full", label="full run", colour=1, symbol="diamond")
+
+_SYMBOLS = ("triangle", "cross", "star", "wye", "times", "plus", "asterisk", "hexagon")
+
+
+def peer_family(name: str, label: str, place: int) -> Family:
+    """Return how the peer numbered ``place`` is drawn; where colours come again, shapes tell peers apart."""
+    return Family(name=name, label=label, colour=2 + place % 6, symbol=_SYMBOLS[place % len(_SYMBOLS)])
