@@ -16,6 +16,7 @@ import typer
 from schedsearch import __version__
 from schedsearch.cli_formats import calibrate, sensitivity
 from schedsearch.cli_measure import bench, correct, evaluate, profile
+from schedsearch.cli_report import report
 from schedsearch.errors import SchedSearchError, UsageError
 
 if TYPE_CHECKING:
@@ -37,11 +38,8 @@ app = typer.Typer(
 )
 
 app.add_typer(bench)
-app.command()(correct)
-app.command()(evaluate)
-app.command()(profile)
-app.command()(sensitivity)
-app.command()(calibrate)
+for _verb in (correct, evaluate, profile, sensitivity, calibrate, report):
+    app.command()(_verb)
 
 Model = Annotated[
     str,

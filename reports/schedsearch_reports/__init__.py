@@ -3,5 +3,6 @@
 from schedsearch_reports._build import report_data
 from schedsearch_reports._data import ReportData
 from schedsearch_reports._page import render, write_report
+from schedsearch_reports._stills import write_stills
 
-__all__ = ["ReportData", "render", "report_data", "write_report"]
+__all__ = ["ReportData", "render", "report_data", "write_report", "write_stills"]

@@ -34,6 +34,7 @@ def report_data(
     *,
     study: Study | None = None,
     storage: str | None = None,
+    name: str = "",
     comparison: Path | None = None,
     sensitivity: Path | None = None,
 ) -> ReportData:
@@ -43,6 +44,7 @@ def report_data(
         folder: what `schedsearch optimize` writes into, or the study's file in it.
         study: the open study, where there is one at hand; it is read and left open.
         storage: URL of the storage, where the study is not in the folder.
+        name: of the study, where the storage holds several.
         comparison: what `schedsearch compare` wrote.
         sensitivity: what `schedsearch sensitivity` wrote.
 
@@ -53,19 +55,19 @@ def report_data(
     """
     if folder.is_file():
         folder, storage = folder.parent, storage or str(folder)
-    with nullcontext(study) if study is not None else _open(folder, storage) as found:
+    with nullcontext(study) if study is not None else _open(folder, storage, name) as found:
         return _Builder(folder, found).data(comparison, sensitivity)
 
 
-def _open(folder: Path, storage: str | None) -> Study:
+def _open(folder: Path, storage: str | None, name: str) -> Study:
     if storage is not None:
-        return Study.load(storage if "://" in storage else Path(storage))
+        return Study.load(storage if "://" in storage else Path(storage), name)
     if not (folder / STUDY_FILE).is_file():
         raise UsageError(
             f"{folder}: found no {STUDY_FILE}, expected the output folder of `schedsearch optimize`. Where the study is "
             "elsewhere, name its --storage."
         )
-    return Study.load(folder / STUDY_FILE)
+    return Study.load(folder / STUDY_FILE, name)
 
 
 class _Builder:
@@ -88,7 +90,7 @@ class _Builder:
         search = search_of(
             self.study, self.scale, [w.schedule.provenance.ask for w in self.written.values()]
         )
-        chosen = _chosen(runs)
+        chosen = _chosen(runs, self.scale)
         words = _Words(runs, metrics, self.study, search, chosen, is_finished=bool(self.measured))
         families = [f for f in (OURS, FEWER, FULL) if any(run.family == f.name for run in runs)]
         return ReportData(
@@ -152,9 +154,8 @@ class _Builder:
         candidate = first[0].candidate if record is not None and first else None
         if candidate is None:
             return
-        word = getattr(candidate, "origin", "")
-        if word:
-            yield "How", word
+        if candidate.origin:
+            yield "How", candidate.origin
         yield "Generations back to a seed", str(self._generation(candidate.schedule.id))
 
     def _generation(self, schedule_id: str) -> int:
@@ -193,10 +194,10 @@ class _Builder:
         yield "Number type", str(settings.get("dtype", ""))
         if model:
             yield "Model", f"{model.get('pipeline')}, {model.get('width')}×{model.get('height')} pixels"
-            yield "Configuration", f"sha256 {model.get('config')}"
-        yield "Weights", f"fingerprint {settings.get('weights', '')}"
-        yield "Calibration prompts", f"sha256 {settings.get('prompts', '')}"
-        yield "Held-out prompts", f"sha256 {settings.get('held_out', '')}"
+            yield "Configuration", _hash(model.get("config"))
+        yield "Weights", _hash(settings.get("weights"))
+        yield "Calibration prompts", _hash(settings.get("prompts"))
+        yield "Held-out prompts", _hash(settings.get("held_out"))
         yield "Search", f"{settings.get('search', '')}, seed {settings.get('seed', '')}"
         yield "Quality", f"{settings.get('metric', '')} against the {settings.get('reference', '')} reference"
         yield "Spent", f"{search.evals:,} denoiser evaluations, {search.seconds / 60:.0f} minutes"
@@ -208,13 +209,21 @@ class _Builder:
 _CALLS = Measurement(metric=CALLS, unit="1", better="min", value=0.0, low=0.0, high=0.0, n=1)
 
 
+def _hash(value: object) -> str:
+    """The first digits of a hash, as many as the project shows elsewhere."""
+    return f"sha256:{str(value)[:16]}" if value else "not noted"
+
+
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _chosen(runs: Sequence[Run]) -> Run | None:
-    """The run for the budget, else the first that can be selected."""
-    return next((r for r in runs if r.is_chosen), next((r for r in runs if r.schedule), None))
+def _chosen(runs: Sequence[Run], scale: Scale) -> Run | None:
+    """The run for the budget; else the slowest that is predicted to keep it; else the first that can be selected."""
+    found = [run for run in runs if run.schedule]
+    speed = scale.cost / scale.bound if scale.bound else 0.0
+    keeping = [run for run in found if run.kind == "candidate" and run.value(PREDICTED) >= speed]
+    return next((run for run in (*(r for r in found if r.is_chosen), *keeping, *found)), None)
 
 
 class _Words:

@@ -147,7 +147,7 @@ def _origins(records: Sequence[Evaluation]) -> dict[int, str]:
     found: dict[int, str] = {}
     for record in records:
         candidate = record.candidate
-        word = getattr(candidate, "origin", "") or _by_parents(len(candidate.parents), candidate.searcher)
+        word = candidate.origin.partition("/")[0] or _by_parents(len(candidate.parents), candidate.searcher)
         found[candidate.ask] = first.setdefault(candidate.schedule.id, word)
     return found
 

@@ -78,34 +78,56 @@ def front(points: Sequence[Point]) -> list[Point]:
     return kept[::-1]
 
 
-def frontier_figure(points: Sequence[Point], title: str) -> Figure:
-    """Returns PSNR against measured speed-up: the searched schedules and the plain pipeline with fewer steps."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Points that are drawn alike and joined: a label, matplotlib's style, a colour, and ``(x, y, text)`` of each."""
+
+    label: str
+    style: str
+    colour: str
+    points: Sequence[tuple[float, float, str]]
+
+
+def tradeoff_figure(series: Sequence[Series], *, title: str, x_label: str, y_label: str, legend: str = "") -> Figure:
+    """Returns quality against speed, one line per series, with a few letters beside each point."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = figure.subplots()
-    series = (
-        ("schedule", "searched schedules", "o-", "#c2410c"),
-        ("fewer steps", "fewer steps, default solver", "s--", "#475569"),
-    )
-    for kind, label, style, color in series:
-        shown = front([p for p in points if p.kind == kind])
-        axes.plot([p.speedup for p in shown], [p.psnr_db for p in shown], style, color=color, label=label)
-        for p in shown:
-            axes.annotate(
-                f"{p.calls:g}",
-                (p.speedup, p.psnr_db),
-                textcoords="offset points",
-                xytext=(4, 5),
-                fontsize=7,
-                color=color,
-            )
-    axes.set_xlabel("speed-up of the whole call, measured (x)")
-    axes.set_ylabel("PSNR against the full run (dB)")
+    for one in series:
+        axes.plot([p[0] for p in one.points], [p[1] for p in one.points], one.style, color=one.colour, label=one.label)
+        for x, y, text in one.points:
+            axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 5), fontsize=7, color=one.colour)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(title="labels: denoiser calls", title_fontsize=8, fontsize=9)
+    axes.legend(title=legend or None, title_fontsize=8, fontsize=9)
     return figure
+
+
+OURS = ("searched schedules", "o-", "#c2410c")
+PLAIN = ("fewer steps, default solver", "s--", "#475569")
+
+
+def frontier_figure(points: Sequence[Point], title: str) -> Figure:
+    """Returns PSNR against measured speed-up: the searched schedules and the plain pipeline with fewer steps."""
+    series = [
+        Series(
+            label=label,
+            style=style,
+            colour=colour,
+            points=[(p.speedup, p.psnr_db, f"{p.calls:g}") for p in front([p for p in points if p.kind == kind])],
+        )
+        for kind, (label, style, colour) in (("schedule", OURS), ("fewer steps", PLAIN))
+    ]
+    return tradeoff_figure(
+        series,
+        title=title,
+        x_label="speed-up of the whole call, measured (x)",
+        y_label="PSNR against the full run (dB)",
+        legend="labels: denoiser calls",
+    )
 
 
 def side_by_side(rows: Mapping[str, Path]) -> Image:

@@ -50,6 +50,7 @@ from schedsearch.schedule import Budget, parse_budget, parse_bytes, rule_word, w
 from schedsearch.search import SEARCHERS, Stop, make_searcher, run
 from schedsearch.study import Evaluation, Frontier, Objective, Probe, Study
 from schedsearch_calibration import PromptSet, prompt_set, read_prompts
+from schedsearch_reports import report_data, write_report
 
 DEFAULT_TRIALS = 400
 """Schedules measured when neither a number nor a time is asked for."""
@@ -79,8 +80,8 @@ class Optimized:
 def optimize(settings: OptimizeSettings, display: Display | None = None) -> Optimized:
     """Searches schedules for a model within a budget and writes the best ones.
 
-    Writes into ``settings.folder``: ``NAME.json`` (the schedule for the budget), ``frontier/``, ``results.csv``, and
-    ``study.db`` unless another storage is named.
+    Writes into ``settings.folder``: ``NAME.json`` (the schedule for the budget), ``frontier/``, ``results.csv``,
+    ``pictures/``, ``report.html``, and ``study.db`` unless another storage is named.
 
     Args:
         settings: what to do.
@@ -101,9 +102,10 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
         _search(bench, study)
         results, scores = finals(bench, study)
         total = spent(study)
-    chosen = choose(results, bench.budget, scores)
-    frontier = undominated(results, bench.budget, scores)
-    written = write_results(settings.folder, settings.name, results, frontier, chosen, metric=bench.quality.name)
+        chosen = choose(results, bench.budget, scores)
+        frontier = undominated(results, bench.budget, scores)
+        written = write_results(settings.folder, settings.name, results, frontier, chosen, metric=bench.quality.name)
+        written.append(write_report(report_data(settings.folder, study=study), settings.folder / "report.html"))
     _report(bench, results, chosen, written)
     display.line(
         f"Spent in all: {total.denoiser_evals} counted denoiser evaluations, {total.seconds:.0f} s of measuring"

@@ -36,8 +36,11 @@ from schedsearch.study import Candidate, Evaluation, Objective, Probe
 
 Floats = npt.NDArray[np.float64]
 
-Breed: TypeAlias = Callable[[np.random.Generator], "tuple[Schedule, tuple[str, ...]] | None"]
-"""A way to make a child: it, and the ids of its parents."""
+Birth: TypeAlias = tuple[str, tuple[str, ...]]
+"""How a child came about, and the ids of its parents."""
+
+Breed: TypeAlias = Callable[[np.random.Generator], "tuple[Schedule, Birth] | None"]
+"""A way to make a child: it, and its birth."""
 
 FIRST_ROUND = 5
 """Seeds after which the best are measured in full for the first time."""
@@ -130,7 +133,9 @@ class Auto:
             "mixed": mixed(space, space.base, self._config.mixed),
             "removed": without(space, self._config.removals),
         }
-        first = list(dict.fromkeys([space.base, *(schedule for _, schedule in seeds(space, probe, given=given))]))
+        named = seeds(space, probe, given=given)
+        self._names = {schedule.id: f"seed {name}" for name, schedule in named}
+        first = list(dict.fromkeys([space.base, *(schedule for _, schedule in named)]))
         if self._config.low_bit:
             first = list(dict.fromkeys(in_turn(space, first)))
         self._seeds = deque(first[: 1 if self._is_single else self._config.n_seeds])
@@ -144,18 +149,19 @@ class Auto:
     def ask(self, n: int) -> Sequence[Candidate]:  # noqa: ARG002 - one at a time: the next depends on its outcome
         """The next candidate; empty when the hypervolume has stalled or nothing new can be found."""
         if self._promoted:
-            return self._turn.asked([(self._promoted.popleft(), ())])
+            return self._turn.asked([(self._promoted.popleft(), ())], origin="first look repeated in full")
         if self._seeds:
             schedule = self._seeds.popleft()
             self._asked.add(schedule.id)
-            return self._turn.asked([(schedule, ())], share=1.0 if self._is_single else self._config.first_look)
+            share = 1.0 if self._is_single else self._config.first_look
+            return self._turn.asked([(schedule, ())], share=share, origin=self._names.get(schedule.id, "seed"))
         if self._is_single or self._has_stalled():
             return ()
-        child, parents = self._child(np.random.default_rng((self._seed, self._turn.next_ask)))
+        child, (origin, parents) = self._child(np.random.default_rng((self._seed, self._turn.next_ask)))
         if child is None:
             return ()
         self._asked.add(child.id)
-        return self._turn.asked([(child, parents)], share=self._config.first_look)
+        return self._turn.asked([(child, parents)], share=self._config.first_look, origin=origin)
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Take the outcome in; a first look that is good enough is measured in full next."""
@@ -178,9 +184,10 @@ class Auto:
             return
         self._is_dressed = True
         for schedule in self._archive.best(min(self._config.dressed, self._config.n_seeds // 5)):
-            for _, made in in_formats(self._space, replace(schedule, precision=()), self._config.mixed):
+            for word, made in in_formats(self._space, replace(schedule, precision=()), self._config.mixed):
                 if made.id not in self._asked:
                     self._asked.add(made.id)
+                    self._names[made.id] = f"seed formats/{word}"
                     self._seeds.append(made)
 
     def _is_round(self) -> bool:
@@ -197,18 +204,18 @@ class Auto:
 
     # ---- children
 
-    def _child(self, rng: np.random.Generator) -> tuple[Schedule | None, tuple[str, ...]]:
-        """A schedule that was not asked for before, and the ids of its parents."""
+    def _child(self, rng: np.random.Generator) -> tuple[Schedule | None, Birth]:
+        """A schedule that was not asked for before, and how it came about."""
         guided = rng.random() >= self._config.unguided
         pool = self._pool(rng, self._config.pool if guided else 1)
         if not pool:
-            return None, ()
+            return None, ("", ())
         chosen = self._best(list(pool)) if guided and len(pool) > 1 else next(iter(pool))
         return chosen, pool[chosen]
 
-    def _pool(self, rng: np.random.Generator, size: int) -> dict[Schedule, tuple[str, ...]]:
-        """Children of one kind, so that those who keep a cost compete among themselves, with their parents."""
-        pool: dict[Schedule, tuple[str, ...]] = {}
+    def _pool(self, rng: np.random.Generator, size: int) -> dict[Schedule, Birth]:
+        """Children of one kind, so that those who keep a cost compete among themselves, with how they came about."""
+        pool: dict[Schedule, Birth] = {}
         breed = self._breed(rng)
         for attempt in range(20 * size):
             made = breed(rng) or self._bred(rng)
@@ -232,31 +239,31 @@ class Auto:
         """Whether the first population was measured only just now."""
         return len(self._volumes) <= self._config.opening
 
-    def _trimmed(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]] | None:
+    def _trimmed(self, rng: np.random.Generator) -> tuple[Schedule, Birth] | None:
         found = self._archive.costlier(rng, focused=self._is_opening or rng.random() < self._config.focus_share)
         if found is None:
             return None
         parent, share = found
         child = trimmed(parent, self._space, rng, share=share)
-        return None if child is None else (child, (parent.id,))
+        return None if child is None else (child, ("trimmed", (parent.id,)))
 
-    def _refined(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]] | None:
+    def _refined(self, rng: np.random.Generator) -> tuple[Schedule, Birth] | None:
         parent = self._parent(rng)
         if parent is None:
             return None
-        return mutated(parent, self._space, rng, rate=1.0, refining=True), (parent.id,)
+        return mutated(parent, self._space, rng, rate=1.0, refining=True), ("refined", (parent.id,))
 
-    def _bred(self, rng: np.random.Generator) -> tuple[Schedule, tuple[str, ...]]:
+    def _bred(self, rng: np.random.Generator) -> tuple[Schedule, Birth]:
         first = self._parent(rng)
         if first is None or rng.random() < 0.03:
-            return self._space.sample(rng), ()
+            return self._space.sample(rng), ("fresh draw", ())
         if rng.random() < self._config.crossover:
             second = self._parent(rng) or first
             child = crossed(first, second, self._space, rng)
             if rng.random() < 0.5:
                 child = mutated(child, self._space, rng)
-            return child, (first.id, second.id)
-        return mutated(first, self._space, rng, rate=1.2), (first.id,)
+            return child, ("crossed", (first.id, second.id))
+        return mutated(first, self._space, rng, rate=1.2), ("mutated", (first.id,))
 
     def _parent(self, rng: np.random.Generator) -> Schedule | None:
         return self._archive.parent(rng, focused=rng.random() < self._config.focus_share)

@@ -26,9 +26,11 @@ class Turn:
         return self._next
 
     def asked(
-        self, proposals: Iterable[tuple[Schedule, tuple[str, ...]]], *, share: float = 1.0
+        self, proposals: Iterable[tuple[Schedule, tuple[str, ...]]], *, share: float = 1.0, origin: str = ""
     ) -> tuple[Candidate, ...]:
         """Candidates for pairs (schedule, ids of its parents), numbered on, to be measured on a share of the prompts.
+
+        All of them came about as ``origin`` says.
 
         Raises:
             UsageError: if the last candidates have not been told yet.
@@ -38,7 +40,14 @@ class Turn:
                 f"{self._searcher}.ask: found {len(self._open)} candidates without evaluations, expected a tell first."
             )
         self._open = tuple(
-            Candidate(schedule=schedule, searcher=self._searcher, ask=self._next + i, parents=parents, share=share)
+            Candidate(
+                schedule=schedule,
+                searcher=self._searcher,
+                ask=self._next + i,
+                parents=parents,
+                share=share,
+                origin=origin,
+            )
             for i, (schedule, parents) in enumerate(proposals)
         )
         self._next += len(self._open)

@@ -38,6 +38,7 @@ def trial_of(evaluation: Evaluation) -> FrozenTrial:
                 "ask": candidate.ask,
                 "parents": list(candidate.parents),
                 "share": candidate.share,
+                "origin": candidate.origin,
                 "reason": evaluation.reason,
                 "metrics": [list(pair) for pair in evaluation.metrics],
                 "samples": [[metric, list(values)] for metric, values in evaluation.samples],
@@ -66,6 +67,7 @@ def evaluation_of(trial: FrozenTrial) -> Evaluation:
             ask=fields["ask"],
             parents=tuple(fields["parents"]),
             share=fields["share"],
+            origin=fields.get("origin", ""),  # studies of earlier releases have none
         )
         return Evaluation(
             candidate=candidate,

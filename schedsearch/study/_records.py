@@ -31,6 +31,7 @@ class Candidate:
         parents: ids of the schedules it was made from.
         share: of the prompts it asks to be measured on, above 0 and at most 1; a first look costs less than a
             measurement, and does not compete for the frontier.
+        origin: how the searcher came to it, in a word or two, such as ``seed fora/n3`` or ``crossed``; for people alone.
     """
 
     schedule: Schedule
@@ -38,6 +39,7 @@ class Candidate:
     ask: int
     parents: tuple[str, ...] = ()
     share: float = 1.0
+    origin: str = field(default="", compare=False)
 
     def sized(self, prompts: int) -> tuple[Candidate, int]:
         """The candidate, and how many of so many prompts it is measured on.

@@ -75,16 +75,22 @@ function frontierPlot(width) {
   return plot;
 }
 
+// A schedule is called after its speed-up, so that column tells the interval instead of the name again.
+const namesSpeed = (metric) => metric.name === "speedup";
+
+function interval(metric, value) {
+  return value.low === value.high ? withUnit(metric, value.value) : `${bare(metric, value.low)}–${bare(metric, value.high)}`;
+}
+
 function fillList() {
   const [x, y] = [axis("x"), axis("y")];
-  byId("pick-x").textContent = x.short;
+  byId("pick-x").textContent = namesSpeed(x) ? "interval" : x.short;
   byId("pick-y").textContent = y.unit ? `${y.short}, ${y.unit}` : y.short;
   for (const row of document.querySelectorAll("#pick tbody tr")) {
     const run = runOf.get(row.dataset.key);
-    for (const [cell, metric, write] of [["[data-x]", x, withUnit], ["[data-y]", y, bare]]) {
-      const value = measured(run, metric.name);
-      row.querySelector(cell).textContent = value ? write(metric, value.value) : "";
-    }
+    const [across, up] = [measured(run, x.name), measured(run, y.name)];
+    row.querySelector("[data-x]").textContent = !across ? "" : namesSpeed(x) ? interval(x, across) : withUnit(x, across.value);
+    row.querySelector("[data-y]").textContent = up ? bare(y, up.value) : "";
   }
 }
 

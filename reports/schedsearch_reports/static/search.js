@@ -7,7 +7,7 @@ const qualityUnit = quality && quality.unit ? ` (${quality.unit})` : "";
 function progressPlot(width, key, label) {
   const steps = data.search.progress.filter((step) => step[key] !== null);
   return Plot.plot({
-    width, height: 230, marginLeft: 46, marginRight: 16, marginBottom: 40, style: { fontSize: "12px" },
+    width, height: 240, marginLeft: 46, marginRight: 16, marginTop: 30, marginBottom: 40, style: { fontSize: "12px" },
     ariaLabel: `${label} against denoiser evaluations`, ariaDescription: "The same numbers stand in the table below the plots.",
     x: { label: "denoiser evaluations spent", labelAnchor: "center", labelArrow: "none", ticks: 5, tickFormat: (n) => n.toLocaleString("en") },
     y: { label: `${label}${qualityUnit}`, grid: true, ticks: 5, nice: true, zero: false, reverse: key === "best" && quality && quality.better === "min" },
@@ -45,13 +45,13 @@ function triedPlot(width) {
 function genesPlot(width) {
   const genes = data.search.genes.slice(0, 8);
   return Plot.plot({
-    width, height: 34 * genes.length + 30, marginLeft: 2, marginRight: 44, marginTop: 4, marginBottom: 24, style: { fontSize: "12px" },
+    width, height: 38 * genes.length + 4, marginLeft: 2, marginRight: 44, marginTop: 2, marginBottom: 2, style: { fontSize: "12px" },
     ariaLabel: "Importance of decisions", ariaDescription: "The same numbers stand in the table below.",
-    x: { axis: null, domain: [0, Math.max(...genes.map((gene) => gene.share))] }, y: { axis: null, domain: genes.map((gene) => gene.label), padding: 0.62 },
+    x: { axis: null, domain: [0, Math.max(...genes.map((gene) => gene.share))] }, y: { axis: null, domain: genes.map((gene) => gene.label), padding: 0 },
     marks: [
-      Plot.barX(genes, { x: "share", y: "label", fill: "var(--f1)", insetTop: 8, insetBottom: -8, rx: 2 }),
-      Plot.text(genes, { x: 0, y: "label", text: "label", textAnchor: "start", dy: -9, fill: "var(--ink)" }),
-      Plot.text(genes, { x: "share", y: "label", text: (gene) => `${Math.round(100 * gene.share)} %`, textAnchor: "start", dx: 6, dy: 8, fill: "var(--muted)" }),
+      Plot.barX(genes, { x: "share", y: "label", fill: "var(--f1)", insetTop: 21, insetBottom: 8, rx: 2 }),
+      Plot.text(genes, { x: 0, y: "label", text: "label", textAnchor: "start", dy: -8, fill: "var(--ink)" }),
+      Plot.text(genes, { x: "share", y: "label", text: (gene) => `${Math.round(100 * gene.share)} %`, textAnchor: "start", dx: 6, dy: 6, fill: "var(--muted)" }),
     ],
   });
 }
