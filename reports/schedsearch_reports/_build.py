@@ -11,10 +11,11 @@ from typing import Any
 from schedsearch import __version__
 from schedsearch.errors import UsageError
 from schedsearch.schedule import Measurement, Schedule
-from schedsearch.study import MeasuredRun, Study, measured_runs
-from schedsearch_reports._data import Family, Metric, ReportData, Run, ScheduleView, Search, Table
+from schedsearch.study import MeasuredRun, Study, measured_runs, read_comparison
+from schedsearch_reports._data import Metric, ReportData, Run, ScheduleView, Search, Table
 from schedsearch_reports._gallery import read_gallery
 from schedsearch_reports._metrics import CALLS, FEWER, FULL, OURS, PREDICTED, metric_of, metrics_of, shown
+from schedsearch_reports._peers import Peers, peers_of
 from schedsearch_reports._runs import (
     Written,
     candidate_metrics,
@@ -85,7 +86,7 @@ class _Builder:
         self.plain_sigma = tuple(float(level) for level in probe.get("sigma", ()))
 
     def data(self, comparison: Path | None, sensitivity: Path | None) -> ReportData:
-        del comparison
+        peers = Peers() if comparison is None else peers_of(read_comparison(comparison))
         runs, metrics, views = self._finished() if self.measured else self._so_far()
         search = search_of(
             self.study, self.scale, [w.schedule.provenance.ask for w in self.written.values()]
@@ -93,6 +94,7 @@ class _Builder:
         chosen = _chosen(runs, self.scale)
         words = _Words(runs, metrics, self.study, search, chosen, is_finished=bool(self.measured))
         families = [f for f in (OURS, FEWER, FULL) if any(run.family == f.name for run in runs)]
+        named = {metric.name for metric in metrics}
         return ReportData(
             title=self._title(),
             model=str(self.made.get("model", "")),
@@ -103,15 +105,15 @@ class _Builder:
             summary=tuple(words.summary()),
             conditions=self._conditions(),
             chosen="" if chosen is None else chosen.key,
-            metrics=metrics,
-            families=tuple[Family, ...](families),
-            runs=runs,
+            metrics=(*metrics, *(metric for metric in peers.metrics if metric.name not in named)),
+            families=(*families, *peers.families),
+            runs=(*runs, *peers.runs),
             schedules=views,
             gallery=read_gallery(self.folder / "pictures") if self.measured else None,
             search=search,
             plain_sigma=self.plain_sigma,
-            tables=self._tables(sensitivity),
-            facts=tuple(self._facts(search)),
+            tables=(*peers.tables, *self._tables(sensitivity)),
+            facts=(*self._facts(search), *peers.facts),
         )
 
     def _finished(self) -> tuple[tuple[Run, ...], tuple[Metric, ...], tuple[ScheduleView, ...]]:

@@ -242,14 +242,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """One measured candidate.
+    """One candidate that was measured on all prompts of the search.
 
     Attributes:
         ask: its number.
         speed: predicted speed-up.
         quality: on the prompts of the search.
         origin: name of its `Origin`.
-        is_full: whether it was measured on all prompts of the search, and not only looked at.
         is_best: whether nothing tried is better in both.
     """
 
@@ -257,7 +256,6 @@ class Tried:
     speed: float
     quality: float
     origin: str
-    is_full: bool
     is_best: bool
 
 
@@ -314,7 +312,7 @@ class Search:
         metric: name of the quality it searched for.
         budget: in words.
         progress: in order.
-        tried: everything measured.
+        tried: everything measured on all prompts.
         origins: who found what.
         genes: most important first; none if too little was measured.
         genes_from: how many schedules their importance was computed from.

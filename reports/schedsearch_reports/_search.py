@@ -133,11 +133,11 @@ def _tried(study: Study, records: Sequence[Evaluation], scale: Scale, words: Map
             speed=scale.cost / record.values[0],
             quality=record.values[-1],
             origin=words[record.candidate.ask],
-            is_full=record.candidate.share == 1.0,
             is_best=record.candidate.ask in best,
         )
         for record in records
-        if record.status == "ok" and scale.cost and record.values[0] > 0.0 and all(map(isfinite, record.values))
+        if record.status == "ok" and record.candidate.share == 1.0
+        and scale.cost and record.values[0] > 0.0 and all(map(isfinite, record.values))
     )
 
 

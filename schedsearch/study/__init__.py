@@ -1,5 +1,22 @@
 """What has been tried: records, the frontier, and the study that keeps them."""
 
+from schedsearch.study._comparison import (
+    OURS,
+    PLAIN,
+    Absent,
+    Cause,
+    Comparison,
+    Conditions,
+    Family,
+    Interval,
+    Measure,
+    Row,
+    Score,
+    Verdict,
+    Version,
+    read_comparison,
+    write_comparison,
+)
 from schedsearch.study._finals import MeasuredRun, measured_runs, speed_labels
 from schedsearch.study._frontier import Frontier
 from schedsearch.study._probe import BlockProbe, Probe

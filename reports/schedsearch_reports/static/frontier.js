@@ -116,6 +116,9 @@ function startFrontier() {
     });
     return element("label", {}, box, mark(family.symbol, colourOf(family.name)), family.label);
   }));
+  if (data.runs.some((run) => run.kind === "schedule" && !run.schedule)) {
+    byId("legend").append(element("span", {}, mark("circle", "var(--accent)", false), "hollow: beaten on fresh prompts, so not handed over"));
+  }
   fillList();
   onSelect(redraw);
 }

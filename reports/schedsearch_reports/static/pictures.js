@@ -34,6 +34,14 @@ function fillStrip() {
   }
 }
 
+/** The prompt whose picture is of middling quality, so that the first one looked at is neither luck nor bad luck. */
+function typicalPrompt() {
+  const entry = picturesOf.get(data.chosen);
+  if (!entry) return 0;
+  const order = entry.scores.map((value, index) => [value, index]).sort((a, b) => a[0] - b[0]);
+  return order[Math.floor(order.length / 2)][1];
+}
+
 function score(run, index) {
   const metric = metricOf.get(gallery.metric);
   const entry = picturesOf.get(run.key);
@@ -92,6 +100,7 @@ function startPictures() {
   root.setProperty("--ratio", `${gallery.width} / ${gallery.height}`);
   root.setProperty("--ratio-number", String(gallery.width / gallery.height));
   root.setProperty("--n", String(gallery.prompts.length));
+  prompt = typicalPrompt();
   fillStrip();
   const stage = byId("stage");
   byId("split").addEventListener("input", (event) => stage.style.setProperty("--split", event.target.value));

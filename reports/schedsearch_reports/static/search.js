@@ -22,7 +22,7 @@ const ORIGIN_SYMBOLS = ["circle", "triangle", "square", "diamond", "cross", "sta
 const originStyle = new Map(data.search.origins.map((origin, i) => [origin.name, { symbol: ORIGIN_SYMBOLS[i % 8], colour: `var(--f${[2, 3, 4, 5, 6, 1, 7][i % 7]})` }]));
 
 function triedPlot(width) {
-  const tried = data.search.tried.filter((one) => one.is_full);
+  const tried = data.search.tried;
   const best = data.search.tried.filter((one) => one.is_best).sort((a, b) => a.speed - b.speed);
   const lowest = best.length ? Math.min(...best.map((one) => one.quality)) : 0;
   const isMax = !quality || quality.better === "max";
