@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from schedsearch import _draw
-from schedsearch.schedule import write_frontier, write_schedule
+from schedsearch.schedule import computes, ranges, write_frontier, write_schedule
 
 
 def test_validate_prints_the_id_of_every_good_file(run_cli, schedule_file, schedule):
@@ -114,12 +114,12 @@ def test_show_colours_a_terminal_and_nothing_else(run_cli, schedule_file, monkey
     ("numbers", "short"), [([], ""), ([-1], ""), ([4], "4"), ([0, 1, 2], "0-2"), ([9, 1, 2, 5], "1-2,5,9")]
 )
 def test_block_numbers_in_short(numbers, short):
-    assert _draw.ranges(numbers) == short
+    assert ranges(numbers) == short
 
 
 def test_a_component_runs_only_where_its_block_and_the_model_do(schedule):
     nested = dataclasses.replace(schedule, ops=(("model", "CCCRC"), ("blocks.0", "CCRCC"), ("blocks.0.attn", "CRCCC")))
-    assert [_draw.computes(nested, name) for name in ("model", "blocks.0", "blocks.0.attn", "blocks.1")] == [4, 3, 2, 4]
+    assert [computes(nested, name) for name in ("model", "blocks.0", "blocks.0.attn", "blocks.1")] == [4, 3, 2, 4]
 
 
 def test_the_drawing_says_everything_a_schedule_can_hold(full_schedule):

@@ -10,21 +10,18 @@ after it, times the plain time the model was anchored with: this takes out a mac
 # ruff: noqa: T201 -- a program
 from __future__ import annotations
 
-import argparse
-import csv
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from schedsearch.evaluate._bench_program import common_options, opened, write_rows
 from schedsearch.evaluate._calibrate import call_once, measure_anchored, measure_cost, timed_schedule
 from schedsearch.evaluate._cost import CostModel
 from schedsearch.evaluate._latency import device_name
-from schedsearch.evaluate._models import find_card, load_pipeline
 from schedsearch.evaluate._workload import Pipeline, Workload
 from schedsearch.runtime import blocks_of, identity_schedule
 from schedsearch.schedule import MODEL_ROW, Schedule, Solver
@@ -117,19 +114,11 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print its table, write the CSV; 0 if every prediction holds, else 1."""
-    parser = argparse.ArgumentParser(description="Compare predicted with measured time on random schedules.")
-    parser.add_argument("--model", default="flux-mini")
+    parser = common_options("Compare predicted with measured time on random schedules.")
     parser.add_argument("--schedules", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
-    parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    card = find_card(options.model)
-    pipe = load_pipeline(card, device=options.device, dtype=torch.float32)
-    workload = Workload.from_card(card)
+    _, pipe, workload = opened(options)
     model = measure_cost(pipe, workload, device=options.device, repeats=options.rounds)
     rows = compare(pipe, workload, model, schedules=options.schedules, rounds=options.rounds, device=options.device)
     print(f"{device_name(options.device)}; plain run {model.full_ms:.1f} ms, floor {model.floor_ms:.1f} ms")
@@ -140,18 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     worst = max(abs(row.error) for row in rows)
     print(f"largest error {worst:.1%}, allowed {TOLERANCE:.0%}")
-    if options.csv is not None:
-        write_rows(options.csv, rows)
-        print(f"Wrote {options.csv}")
+    write_rows(options.csv, rows)
     return 0 if worst <= TOLERANCE else 1
-
-
-def write_rows(path: Path, rows: Sequence[CostRow]) -> None:
-    """Write ``rows`` as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(CostRow)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,20 @@ timed interleaved and the ratio is taken round by round.
 # ruff: noqa: T201 -- a program
 from __future__ import annotations
 
-import argparse
-import csv
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from schedsearch.evaluate._bench_program import common_options, opened, write_rows
 from schedsearch.evaluate._calibrate import call_once, timed_schedule
 from schedsearch.evaluate._latency import LatencySamples, Ratio, TimedRun, device_name, measure_latency, paired_ratio
-from schedsearch.evaluate._models import find_card, load_pipeline
 from schedsearch.evaluate._trace import capture_call
 from schedsearch.evaluate._work import BlockLists, StepWork, step_work
 from schedsearch.evaluate._workload import Pipeline, Workload
@@ -175,23 +172,15 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print its table, write the CSV; 0 if all ratios hold, else 1."""
-    parser = argparse.ArgumentParser(description="Measure what replaying a schedule costs beyond its work.")
-    parser.add_argument("--model", default="flux-mini")
+    parser = common_options("Measure what replaying a schedule costs beyond its work.")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
         help="count processor time, not wall time: for a CPU that others are using meanwhile",
     )
-    parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    card = find_card(options.model)
-    pipe = load_pipeline(card, device=options.device, dtype=torch.float32)
-    workload = Workload.from_card(card)
+    _, pipe, workload = opened(options)
     schedules = bench_schedules(pipe, workload)
     clock = time.process_time if options.cpu_time else time.perf_counter
     rows = measure_overhead(pipe, workload, schedules, rounds=options.rounds, device=options.device, clock=clock)
@@ -204,12 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     worst = max(row.ratio for row in rows if row.name != CONTROL)
     print(f"largest ratio {worst:.4f}, allowed {BOUND}")
-    if options.csv is not None:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(OverheadRow)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(dataclasses.asdict(row) for row in rows)
-        print(f"Wrote {options.csv}")
+    write_rows(options.csv, rows)
     return 0 if worst <= BOUND else 1
 
 

@@ -10,19 +10,16 @@ naive number is that of separate runs: every real denoiser call of every schedul
 # ruff: noqa: T201 -- a program
 from __future__ import annotations
 
-import argparse
-import csv
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from schedsearch.evaluate._bench_program import common_options, opened, write_rows
 from schedsearch.evaluate._latency import device_name
-from schedsearch.evaluate._models import ModelCard, find_card, load_pipeline
+from schedsearch.evaluate._models import ModelCard
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._rollout import Runner
 from schedsearch.evaluate._trace import Spent, capture_call, counting_calls
@@ -177,19 +174,15 @@ def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print its table, write the CSV; 0 if the bound holds and all scores agree, else 1."""
-    parser = argparse.ArgumentParser(description="Count what the prefix tree spares.")
-    parser.add_argument("--model", default="flux-mini")
+    parser = common_options("Count what the prefix tree spares.")
     parser.add_argument("--children", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--no-compare", action="store_true", help="do not run everything a second time without the tree"
     )
-    parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
-    card = find_card(options.model)
-    pipe = load_pipeline(card, device=options.device, dtype=torch.float32)
+    card, pipe, _ = opened(options)
     rows = measure_prefixes(
         pipe,
         card,
@@ -206,18 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     share = sum(row.spent for row in rows) / sum(row.naive for row in rows)
     print(f"all {share:.1%}, allowed {BOUND:.0%}")
-    if options.csv is not None:
-        write_rows(options.csv, rows)
-        print(f"Wrote {options.csv}")
+    write_rows(options.csv, rows)
     return 0 if share <= BOUND and all(row.equal for row in rows) else 1
-
-
-def write_rows(path: Path, rows: Sequence[PrefixRow]) -> None:
-    """Write ``rows`` as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(PrefixRow)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
 
 
 if __name__ == "__main__":

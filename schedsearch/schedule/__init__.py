@@ -7,6 +7,7 @@ from schedsearch.schedule._correction import CORRECTION, corrected_row, correcti
 from schedsearch.schedule._ecad_cost import FLUX_DEV, FluxStructure, ecad_macs
 from schedsearch.schedule._files import write_atomically
 from schedsearch.schedule._frontier import FrontierEntry, FrontierIndex, read_frontier, write_frontier
+from schedsearch.schedule._html import table as html_table
 from schedsearch.schedule._interchange import from_ecad, from_smoothcache, to_ecad, to_smoothcache
 from schedsearch.schedule._model import Schedule
 from schedsearch.schedule._parts import (
@@ -19,6 +20,7 @@ from schedsearch.schedule._parts import (
     TableTensor,
     rule_of,
 )
+from schedsearch.schedule._rows import RowGroup, computes, ranges, row_groups
 from schedsearch.schedule._side import Tensor as SideTensor
 from schedsearch.schedule._side import solver_table, with_layer_tables, with_solver_table, with_tensors
 from schedsearch.schedule._vocabulary import (
@@ -70,6 +72,7 @@ __all__ = [
     "ModelRef",
     "PrecisionRule",
     "Provenance",
+    "RowGroup",
     "Schedule",
     "ScheduleVersionWarning",
     "SideTensor",
@@ -77,6 +80,7 @@ __all__ = [
     "TableTensor",
     "Tables",
     "canonical_bytes",
+    "computes",
     "corrected_row",
     "corrections",
     "dumps",
@@ -84,11 +88,14 @@ __all__ = [
     "format_word",
     "from_ecad",
     "from_smoothcache",
+    "html_table",
     "loads",
     "parse_budget",
     "parse_bytes",
+    "ranges",
     "read_frontier",
     "read_schedule",
+    "row_groups",
     "rule_of",
     "rule_of_word",
     "rule_word",

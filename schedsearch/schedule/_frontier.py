@@ -116,6 +116,12 @@ class FrontierIndex:
             )  # fmt: skip
         return schedule
 
+    def _repr_html_(self) -> str:
+        """The table of the schedules, as notebooks show it."""
+        from schedsearch.schedule._html import frontier_html
+
+        return frontier_html(self)
+
     def _merit(self, entry: FrontierEntry) -> tuple[bool, float, float]:
         """Better is larger: measured quality first, then speed; entries without quality come last."""
         judged = next((record for record in entry.measured if record.metric == self.quality), None)

@@ -98,3 +98,9 @@ class Schedule:
     @cached_property
     def _rows(self) -> dict[str, str]:
         return dict(self.ops)
+
+    def _repr_html_(self) -> str:
+        """The map of operations and the measurements, as notebooks show them."""
+        from schedsearch.schedule._html import schedule_html
+
+        return schedule_html(self)

@@ -3,7 +3,7 @@
 from schedsearch.space._cross import crossed
 from schedsearch.space._forbidden import Forbidden
 from schedsearch.space._genome import MAX_RANGES, Genome, Range, StepGene, genome_of, runs_of, schedule_of
-from schedsearch.space._load import load_space, shipped_spaces
+from schedsearch.space._load import load_space, shipped_spaces, space_file
 from schedsearch.space._precision import GROUPINGS, LayerGroup, LinearLayers, PrecisionAxis
 from schedsearch.space._space import LEVELS, SearchSpace
 from schedsearch.space._trim import trimmed
@@ -37,6 +37,7 @@ __all__ = [
     "schedule_of",
     "shipped_spaces",
     "shown",
+    "space_file",
     "trimmed",
     "warp",
 ]

@@ -6,7 +6,9 @@ dotted path, what was found, what was expected and what to do. This module does 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
+import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
@@ -60,6 +62,22 @@ def shipped_spaces() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".yaml") for file in files if _MARK in file.read_text(encoding="utf-8")))
 
 
+def space_file(source: str | Path | None) -> dict[str, str]:
+    """Returns what tells a space file from others: its name, and the hash of what is in it; empty for none.
+
+    It is read and parsed, so that a file that cannot be is refused before a model is loaded for it.
+
+    Raises:
+        SpaceError: there is no such file, or it is not valid YAML.
+    """
+    if source is None:
+        return {}
+    where, document = _read(source)
+    _Reader(where, None).header(document)
+    content = json.dumps(document, sort_keys=True, default=str)
+    return {"name": where, "sha256": hashlib.sha256(content.encode()).hexdigest()}
+
+
 def load_space(
     source: str | Path,
     *,
@@ -107,13 +125,7 @@ class _Reader:
     def space(
         self, document: object, model: ModelRef, blocks: tuple[BlockSpec, ...], sigma: tuple[float, ...]
     ) -> SearchSpace:
-        top = self._mapping(
-            "", document, needed=("format", "version", "name", "levels"),
-            optional=("summary", "steps", "sigma", "lattice", "solvers", "pruned", "forbidden", "precision",
-                      "frozen"),
-        )  # fmt: skip
-        self._exactly("format", top["format"], FORMAT)
-        self._exactly("version", top["version"], VERSION)
+        top = self.header(document)
         self._text("summary", top.get("summary", ""))
         self._frozen(top)
         levels = self._levels(top["levels"])
@@ -134,6 +146,17 @@ class _Reader:
             lattice=lattice,
             precision=self._precision(top["precision"], blocks) if "precision" in top else CLOSED,
         )
+
+    def header(self, document: object) -> Mapping[str, object]:
+        """The members of a space file, which it is by its own word."""
+        top = self._mapping(
+            "", document, needed=("format", "version", "name", "levels"),
+            optional=("summary", "steps", "sigma", "lattice", "solvers", "pruned", "forbidden", "precision",
+                      "frozen"),
+        )  # fmt: skip
+        self._exactly("format", top["format"], FORMAT)
+        self._exactly("version", top["version"], VERSION)
+        return top
 
     def _levels(self, value: object) -> tuple[tuple[str, str], ...]:
         table = self._mapping("levels", value, needed=(), optional=LEVELS)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schedsearch.errors import UsageError
+from schedsearch.schedule import html_table
 from schedsearch.study._records import Evaluation, Objective
 
 
@@ -139,6 +140,22 @@ class Frontier:
         losses = _losses(self.objectives, [evaluation.values for evaluation in self.evaluations])
         within = [i for i, loss in enumerate(losses) if loss[bounded] <= limit]
         return self.evaluations[min(within, key=lambda i: losses[i][wanted])] if within else None
+
+    def _repr_html_(self) -> str:
+        """The evaluations as a table, as notebooks show it."""
+        names = [f"{o.name} {o.unit}".strip() if o.unit != "1" else o.name for o in self.objectives]
+        rows = [
+            [
+                e.candidate.schedule.id[7:15],
+                *(f"{value:.4g}" for value in e.values),
+                e.candidate.searcher,
+                str(e.candidate.ask),
+                str(e.candidate.schedule.n_steps),
+            ]
+            for e in self.evaluations
+        ]
+        shown = html_table(["schedule", *names, "searcher", "ask", "steps"], rows)
+        return f"<div><p>{len(self)} schedules, none of them beaten in all objectives</p>{shown}</div>"
 
     def _place(self, name: str) -> int:
         for i, objective in enumerate(self.objectives):

@@ -8,6 +8,7 @@ measures.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -18,7 +19,7 @@ from schedsearch.errors import StudyError, StudyMismatchError
 from schedsearch.study._codec import evaluation_of, trial_of
 from schedsearch.study._frontier import Frontier
 from schedsearch.study._records import Evaluation, Objective
-from schedsearch.study._storage import close_storage, open_storage, quiet, shown_url, sqlite_url
+from schedsearch.study._storage import MEMORY, close_storage, open_storage, quiet, shown_url, sqlite_url
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -27,6 +28,10 @@ JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON
 
 _SETTINGS = "schedsearch:settings"
 _NOTE = "schedsearch:note:"
+STUDY_FILE = "study.db"
+"""Name of the study's file in a folder that `optimize` wrote."""
+
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")  # two letters at least: a single one is a drive of Windows
 _METRIC_NAMES = "study:metric_names"  # optuna's own key; its tools show these names
 
 
@@ -113,10 +118,14 @@ class Study:
     def load(cls, storage: str | Path | BaseStorage, name: str = "") -> Study:
         """The study of that name as it stands, or the only one there is if ``name`` is empty.
 
+        Args:
+            storage: as in `open`; also the folder that `optimize` wrote, which has the study in ``study.db``.
+            name: the study's name in the storage.
+
         Raises:
-            StudyError: if the storage cannot be opened, or holds no such study.
+            StudyError: if the storage cannot be opened, or holds no such study; nothing is made where nothing is.
         """
-        backend, url = _backend(storage)
+        backend, url = _backend(_existing(storage))
         ours = {s.study_name: s for s in backend.get_all_studies() if _SETTINGS in s.user_attrs}
         if not name and len(ours) == 1:
             name = next(iter(ours))
@@ -215,8 +224,32 @@ class Notes(Mapping[str, JSON]):
         return sum(1 for _ in self)
 
 
+def _path_of(storage: str | Path | BaseStorage) -> Path | None:
+    """The file a storage is named by, ``None`` if it is named by a URL or is one."""
+    if isinstance(storage, str) and storage != MEMORY and not _URL.match(storage):
+        return Path(storage)
+    return storage if isinstance(storage, Path) else None
+
+
+def _existing(storage: str | Path | BaseStorage) -> str | Path | BaseStorage:
+    """The storage to read, which must be there: opening an SQLite file that is not makes an empty one."""
+    path = _path_of(storage)
+    if path is None:
+        return storage
+    file = path / STUDY_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise StudyError(
+            f"storage {file}: found no such file, expected a study that schedsearch wrote. Name its file, the folder "
+            "with it, or a storage URL such as postgresql://HOST/NAME."
+        )
+    return file
+
+
 def _backend(storage: str | Path | BaseStorage) -> tuple[BaseStorage, str]:
     """The storage itself, and how messages name it."""
+    path = _path_of(storage)
+    if path is not None:
+        storage = path
     if isinstance(storage, Path):
         storage = sqlite_url(storage)
     if isinstance(storage, str):

@@ -221,3 +221,29 @@ def test_appending_stays_fast(url):
             study.append(record)
         per_record = (time.process_time() - started) / 200
     assert per_record < 0.010  # 2 to 4 ms on an idle core, up to 5,000 records; slack for busy machines
+
+
+# ---- named by a path, as text or not
+
+
+def test_a_path_as_text_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with opened("deep/study.db") as study:
+        study.append(RECORDS[0])
+        assert study.url == "sqlite:///deep/study.db"
+    for name in ("deep/study.db", str(tmp_path / "deep" / "study.db"), tmp_path / "deep" / "study.db", "deep"):
+        with Study.load(name) as study:
+            assert study.evaluations() == RECORDS[:1]
+    with Study.load(f"sqlite:///{tmp_path}/deep/study.db") as study:
+        assert len(study) == 1
+
+
+@pytest.mark.parametrize("name", ["none.db", "empty"])
+def test_reading_what_is_not_there_makes_nothing(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        StudyError, match=r"storage .*\.db: found no such file, expected a study that schedsearch wrote"
+    ):
+        Study.load(str(tmp_path / name))
+    assert sorted(tmp_path.rglob("*")) == before
