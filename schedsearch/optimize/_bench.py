@@ -91,6 +91,10 @@ class OptimizeSettings:
     storage: str | None = None
     out: Path | None = None
     resume: bool = False
+    space: str | None = None
+    """A shipped space or the path of a space file; ``None`` is that of the model's family."""
+    watch: int | None = None
+    """Port of the live view; ``None`` serves none."""
 
     @property
     def folder(self) -> Path:
@@ -109,7 +113,7 @@ class OptimizeSettings:
         words = ["schedsearch", "optimize"]
         for field_ in fields(self):
             value = getattr(self, field_.name)
-            if field_.name == "resume" or value == field_.default:
+            if field_.name in {"resume", "watch"} or value == field_.default:
                 continue
             words += [f"--{field_.name.replace('_', '-')}", *(() if value is True else (str(value),))]
         return shlex.join(words)
@@ -131,6 +135,8 @@ class Bench:
     macs: MacTable = field(init=False)
     probe: Probe = field(init=False)
     memory: MemoryModel | None = field(init=False, default=None)
+    searching: PipelineEvaluator | None = field(init=False, default=None)
+    """The evaluator of the search, once it runs."""
 
     @cached_property
     def plain(self) -> Schedule:
@@ -174,7 +180,7 @@ class Bench:
     def _space_with(self, linears: LinearLayers) -> SearchSpace:
         size = {"height": self.card.height, "width": self.card.width}
         return load_space(
-            self.card.family,
+            self.settings.space or self.card.family,
             model=model_ref(self.pipe, **size),
             blocks=blocks_of(self.pipe),
             sigma=default_sigmas(self.pipe, self.card.steps, **size),

@@ -14,6 +14,7 @@ from typing import Any
 from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import REFINEMENT, HeldOutRow, device_name, evaluate_held_out, find_metric
 from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
+from schedsearch.optimize._forecast import Forecast
 from schedsearch.optimize._numbers import score, timings
 from schedsearch.optimize._pictures import KeptPictures
 from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
@@ -57,10 +58,11 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, fl
     key = f"finals {len(study)}"
     if key not in study.notes:
         started = time.monotonic()
-        tables, spent_fitting = _tables(bench, plans)
+        told = forecast(bench, study)
+        tables, spent_fitting = _tables(bench, plans, told)
         schedules = _with_tables(plans, tables)
-        scores, spent_scoring = _fresh_scores(bench, schedules)
-        kept, spent_measuring = _held_out(bench, {name: schedules[name] for name in scores})
+        scores, spent_scoring = _fresh_scores(bench, schedules, told)
+        kept, spent_measuring = _held_out(bench, {name: schedules[name] for name in scores}, told)
         study.notes.set(key, {"tables": tables, "scores": scores, "rows": kept})
         book(study, key, started, spent_fitting + spent_scoring + spent_measuring)
     note: Any = study.notes[key]
@@ -69,6 +71,30 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, fl
     labels = _labels([r for r in results if r.schedule is not None])
     scores = {labels[name]: score for name, score in note["scores"].items() if name in labels}
     return tuple(replace(r, name=labels.get(r.name, r.name)) for r in results), scores
+
+
+def forecast(bench: Bench, study: Study) -> Forecast:
+    """Returns what can be said about the time that `finals` will take."""
+    fresh = len(_fresh(bench)) or 1
+    return Forecast(bench, study, (len(_known(bench)), fresh, len(bench.held_out.prompts)))
+
+
+def seconds_left(bench: Bench, study: Study) -> float:
+    """Returns the seconds that `finals` would take if the search ended now."""
+    plans = [e.candidate.schedule for e in finalists(bench, study.frontier())]
+    return forecast(bench, study).finals(plans, plain_steps(bench))
+
+
+def _fresh(bench: Bench) -> tuple[str, ...]:
+    """Calibration prompts the search has not seen; all if there are no others."""
+    prompts = bench.prompts.prompts
+    return prompts[bench.fidelity : bench.fidelity + FRESH] or prompts
+
+
+def _known(bench: Bench) -> tuple[str, ...]:
+    """Calibration prompts to fit on: none of those that score."""
+    prompts = bench.prompts.prompts
+    return (*prompts[: bench.fidelity], *prompts[bench.fidelity + FRESH :])[:FIT]
 
 
 def _labels(results: Sequence[Result]) -> dict[str, str]:
@@ -90,29 +116,31 @@ def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
     return replace(candidate.schedule, provenance=provenance)
 
 
-def _tables(bench: Bench, plans: Mapping[str, Schedule]) -> tuple[dict[str, list[list[float]]], int]:
+def _tables(bench: Bench, plans: Mapping[str, Schedule], told: Forecast) -> tuple[dict[str, list[list[float]]], int]:
     """Fits the finalists that have fitted steps.
 
     Returns their scalars by name, rows as in the side file, and the denoiser evaluations spent. What cannot be fitted
     is left out.
     """
     open_ones = {name: plan for name, plan in plans.items() if plan.unfitted}
-    prompts = bench.prompts.prompts
-    known = (*prompts[: bench.fidelity], *prompts[bench.fidelity + FRESH :])[:FIT]
+    known = _known(bench)
     tables: dict[str, list[list[float]]] = {}
     if not open_ones:
         return tables, 0
-    evaluator = bench.evaluator(known, bench.settings.seed, both=False)
-    evals = evaluator.prepare(len(known))
-    with bench.display.stage("fitting the best", len(open_ones)) as advance:
-        for i, (name, plan) in enumerate(open_ones.items()):
+    units = told.fitting(open_ones.values())
+    later = told.finals(list(plans.values()), plain_steps(bench)) - sum(unit.seconds for unit in units)
+    with bench.display.stage("fitting the best", len(units), plan=units) as advance:
+        evaluator = bench.evaluator(known, bench.settings.seed, both=False)
+        evals = evaluator.prepare(len(known))
+        advance(1, later=later)
+        for i, (name, plan) in enumerate(open_ones.items(), start=1):
             try:
                 rows = solver_table(evaluator.fit(plan, len(known)))
                 tables[name] = [list(row) for row in rows or ()]
             except (EvaluationError, FloatingPointError) as error:
                 bench.display.line(f"Left out {name}: {error}")
             evals += evaluator.spent
-            advance(i + 1)
+            advance(i + 1, later=later)
     return tables, evals
 
 
@@ -122,26 +150,29 @@ def _with_tables(plans: Mapping[str, Schedule], tables: Mapping[str, Sequence[Se
     return {name: finished.get(name, plan) for name, plan in plans.items() if name in finished or not plan.unfitted}
 
 
-def _fresh_scores(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[dict[str, float], int]:
+def _fresh_scores(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -> tuple[dict[str, float], int]:
     """Scores on calibration prompts the search has not seen, with another seed, and denoiser evaluations spent.
 
     Higher is better; a schedule that fails has no score.
     """
-    fresh = bench.prompts.prompts[bench.fidelity : bench.fidelity + FRESH] or bench.prompts.prompts
-    evaluator = bench.evaluator(fresh, bench.settings.seed + 1, both=False)
-    sign = 1.0 if evaluator.objectives[1].better == "max" else -1.0
+    fresh = _fresh(bench)
     scores: dict[str, float] = {}
-    evals = evaluator.prepare(len(fresh))
-    with bench.display.stage("scoring the best on fresh prompts", len(schedules)) as advance:
-        for i, (name, schedule) in enumerate(schedules.items()):
-            candidate = Candidate(schedule=schedule, searcher=bench.settings.search, ask=i)
+    units = told.scoring(schedules.values())
+    later = sum(unit.seconds for unit in told.measuring(schedules.values(), plain_steps(bench)))
+    with bench.display.stage("scoring the best on fresh prompts", len(units), plan=units) as advance:
+        evaluator = bench.evaluator(fresh, bench.settings.seed + 1, both=False)
+        sign = 1.0 if evaluator.objectives[1].better == "max" else -1.0
+        evals = evaluator.prepare(len(fresh))
+        advance(1, later=later)
+        for i, (name, schedule) in enumerate(schedules.items(), start=1):
+            candidate = Candidate(schedule=schedule, searcher=bench.settings.search, ask=i - 1)
             evaluation = evaluator.evaluate(candidate, fidelity=len(fresh))
             evals += evaluation.denoiser_evals
             if evaluation.status == "ok":
                 scores[name] = sign * evaluation.values[1]
             else:
                 bench.display.line(f"Left out {name}: {evaluation.reason} on fresh prompts")
-            advance(i + 1)
+            advance(i + 1, later=later)
     return scores, evals
 
 
@@ -153,13 +184,14 @@ def plain_steps(bench: Bench) -> list[int]:
     return sorted({n for n in (*near, *(round(total / r) for r in LADDER)) if 1 <= n < total}, reverse=True)
 
 
-def _held_out(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[list[dict[str, Any]], int]:
+def _held_out(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -> tuple[list[dict[str, Any]], int]:
     """Measures the plain run, the schedules and plain runs of fewer steps.
 
     Returns rows as the study keeps them, and the denoiser evaluations spent on quality, both references included.
     """
     pictures = KeptPictures(prompts=bench.held_out.prompts, metric=bench.quality.name)
-    with bench.display.stage("measuring on held-out prompts") as advance:
+    plan = told.measuring(schedules.values(), plain_steps(bench))
+    with bench.display.stage("measuring on held-out prompts", plan=plan, is_timing=True) as advance:
         measured = evaluate_held_out(
             bench.pipe,
             bench.card,
@@ -170,7 +202,7 @@ def _held_out(bench: Bench, schedules: Mapping[str, Schedule]) -> tuple[list[dic
             seeds=(HELD_OUT_SEED,),
             device=bench.settings.device,
             batch=bench.batch,
-            on_progress=advance,
+            on_progress=lambda done, total: advance(done, total, later=0.0),
             on_pictures=pictures.keep,
         )
     sound = [row for row in measured if all(isfinite(row.mean(name)) for name in QUALITY)]

@@ -8,11 +8,13 @@ stage needs to go on after an interruption lies in the study, so a run that was 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,13 +43,16 @@ from schedsearch.optimize._bench import (
     spent,
     wanted_costs,
 )
-from schedsearch.optimize._display import Display
-from schedsearch.optimize._finals import finals
+from schedsearch.optimize._display import Advance, Display
+from schedsearch.optimize._finals import finals, seconds_left
 from schedsearch.optimize._results import SHOWN, Result, choose, rows, undominated, write_results
 from schedsearch.optimize._starts import digest_of, read_starts, require_same_model, starts, told
+from schedsearch.optimize._unfinished import remove_unfinished, write_unfinished
+from schedsearch.optimize._watch import report_page, watching
 from schedsearch.runtime import block_lists_of
 from schedsearch.schedule import Budget, parse_budget, parse_bytes, rule_word, write_atomically
 from schedsearch.search import SEARCHERS, Stop, make_searcher, run
+from schedsearch.space import space_file
 from schedsearch.study import Evaluation, Frontier, Objective, Probe, Study
 from schedsearch_calibration import PromptSet, prompt_set, read_prompts
 from schedsearch_reports import report_data, write_report
@@ -57,6 +62,9 @@ DEFAULT_TRIALS = 400
 
 VERSIONS = ("torch", "diffusers", "transformers", "optuna", "numpy")
 """Packages whose versions a study notes."""
+
+FORECAST_SECONDS = 1.0
+"""The stages after the search are forecast no more often than this."""
 
 RESTARTS = 1000
 """More rounds than any run has time for: the number of trials or minutes ends a search, not its algorithm."""
@@ -81,7 +89,8 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
     """Searches schedules for a model within a budget and writes the best ones.
 
     Writes into ``settings.folder``: ``NAME.json`` (the schedule for the budget), ``frontier/``, ``results.csv``,
-    ``pictures/``, ``report.html``, and ``study.db`` unless another storage is named.
+    ``pictures/``, ``report.html``, and ``study.db`` unless another storage is named. Stopped by `KeyboardInterrupt`, it
+    writes what the search found so far into ``unfinished/`` there, and raises it again.
 
     Args:
         settings: what to do.
@@ -94,16 +103,28 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
         EvaluationError: the budget cannot be reached on this model, or no schedule kept it.
     """
     display = display or Display()
+    name = study_name(settings)
+    render = partial(report_page, storage=settings.storage, name=name if settings.storage else "")
+    with watching(settings.folder, settings.watch, display, render=render):
+        return _optimize(settings, display)
+
+
+def _optimize(settings: OptimizeSettings, display: Display) -> Optimized:
     bench = load_bench(settings, display)
     with _open_study(bench) as study:
-        _sign(bench, study)
-        measure_parts(bench, study)
-        _require_reachable(bench)
-        _search(bench, study)
-        results, scores = finals(bench, study)
+        try:
+            _sign(bench, study)
+            measure_parts(bench, study)
+            _require_reachable(bench)
+            _search(bench, study)
+            results, scores = finals(bench, study)
+        except KeyboardInterrupt:
+            write_unfinished(bench, study)
+            raise
         total = spent(study)
         chosen = choose(results, bench.budget, scores)
         frontier = undominated(results, bench.budget, scores)
+        remove_unfinished(settings.folder)
         written = write_results(settings.folder, settings.name, results, frontier, chosen, metric=bench.quality.name)
         written.append(write_report(report_data(settings.folder, study=study), settings.folder / "report.html"))
     _report(bench, results, chosen, written)
@@ -133,6 +154,7 @@ def load_bench(settings: OptimizeSettings, display: Display) -> Bench:
     if settings.search not in SEARCHERS:
         raise UsageError(f"--search: found {settings.search!r}, expected one of {', '.join(sorted(SEARCHERS))}.")
     find_metric(settings.metric, settings.reference)
+    space_file(settings.space)
     if settings.max_memory is not None:
         parse_bytes(settings.max_memory)
     sensitivities = read_starts(settings)
@@ -159,6 +181,11 @@ def _require_disjoint(prompts: PromptSet, held_out: PromptSet) -> None:
         )
 
 
+def study_name(settings: OptimizeSettings) -> str:
+    """Returns the name of the study: a folder holds one, so that its files have one origin; a shared storage many."""
+    return f"{settings.name}-{settings.search}-{settings.seed}" if settings.storage else "search"
+
+
 def _open_study(bench: Bench) -> Study:
     settings = bench.settings
     folder = settings.folder
@@ -169,8 +196,7 @@ def _open_study(bench: Bench) -> Study:
     metric = bench.quality
     return Study.open(
         settings.storage or (folder / "study.db"),
-        # A folder holds one study, so that its files have one origin; a shared storage tells studies apart by name.
-        f"{settings.name}-{settings.search}-{settings.seed}" if settings.storage else "search",
+        study_name(settings),
         objectives=(
             Objective(name=bench.cost_name, unit=unit, better="min"),
             Objective(name=metric.name, unit=metric.unit, better=metric.better),
@@ -193,6 +219,7 @@ def _open_study(bench: Bench) -> Study:
             # Earlier studies have no such keys.
             **({} if bench.max_bytes is None else {"max_memory": bench.max_bytes}),
             **({} if bench.sensitivities is None else {"sensitivity": digest_of(bench.sensitivities)}),
+            **({} if settings.space is None else {"space": space_file(settings.space)}),
         },
         resume=settings.resume,
     )
@@ -223,13 +250,13 @@ def measure_parts(bench: Bench, study: Study) -> None:
     bench.macs = count_macs(bench.pipe, workload, block_lists_of(bench.pipe), prompt=bench.prompts.prompts[0])
     if "cost" not in study.notes:
         started = time.monotonic()
-        with bench.display.stage("measuring what each part costs") as advance:
+        with bench.display.stage("measuring what each part costs", is_timing=True) as advance:
             cost = measure_cost(
                 bench.pipe, workload, device=bench.settings.device, prompt=bench.prompts.prompts[0], on_round=advance
             )
         axis = bench.wide_space.precision
         if axis.is_open and cost.prices is None and bench.wants_formats:
-            with bench.display.stage("timing number formats"):
+            with bench.display.stage("timing number formats", is_timing=True):
                 cost = with_linear_prices(cost, bench.pipe, bench.card, axis.formats)
         study.notes.set("cost", cost.to_json())
         book(study, "cost model", started)
@@ -322,16 +349,11 @@ def _search(bench: Bench, study: Study) -> None:
     )
     trials = settings.trials or (None if settings.minutes else DEFAULT_TRIALS)
     stop = Stop(trials=trials, minutes=settings.minutes)
+    bench.searching = evaluator
     with bench.display.stage(f"searching ({settings.search})") as advance:
         started = time.monotonic()
         book(study, "calibration reference", started, evaluator.prepare(bench.fidelity))
-
-        def show(_: Evaluation) -> None:
-            note = progress_note(bench, study.frontier())
-            if trials is not None:
-                advance(len(study), trials, note)
-            else:
-                advance(study.spent.seconds, 60.0 * (settings.minutes or 0.0), note)
+        show = _Progress(bench, study, advance, trials)
 
         ended = run(
             study, searcher, evaluator, space=bench.space, stop=stop, fidelity=bench.fidelity, on_evaluation=show
@@ -344,6 +366,41 @@ def _search(bench: Bench, study: Study) -> None:
         bench.display.line(f"Predictor, {quality}")
     if ended in ("finished", "stalled"):
         bench.display.line(f"The search {ended} before its limit: it has nothing new to propose.")
+
+
+class _Progress:
+    """Shows where the search stands, and what is left of it and of the stages after it."""
+
+    def __init__(self, bench: Bench, study: Study, advance: Advance, trials: int | None) -> None:
+        self._bench = bench
+        self._study = study
+        self._advance = advance
+        self._trials = trials
+        self._before, self._started = study.spent.seconds, time.monotonic()
+        self._later = 0.0
+        self._forecast_at = -math.inf
+        self._place()
+
+    def __call__(self, evaluation: Evaluation) -> None:
+        now = time.monotonic()
+        if now - self._forecast_at >= FORECAST_SECONDS:
+            self._later, self._forecast_at = seconds_left(self._bench, self._study), now
+        self._place(progress_note(self._bench, self._study.frontier()))
+        self._bench.display.detail(_evaluation_line(evaluation))
+
+    def _place(self, note: str = "") -> None:
+        if self._trials is not None:
+            self._advance(len(self._study), self._trials, note, self._later or None)
+        else:  # as the loop counts: what was spent before, and the clock since
+            seconds = self._before + time.monotonic() - self._started
+            self._advance(seconds, 60.0 * (self._bench.settings.minutes or 0.0), note, self._later or None)
+
+
+def _evaluation_line(evaluation: Evaluation) -> str:
+    candidate = evaluation.candidate
+    values = ", ".join(f"{value:.4g}" for value in evaluation.values)
+    told = values or f"{evaluation.status}: {evaluation.reason}"
+    return f"{candidate.ask:5d} {candidate.searcher} {candidate.schedule.id[7:15]} on {evaluation.fidelity}: {told}"
 
 
 def progress_note(bench: Bench, frontier: Frontier) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from schedsearch.errors import EvaluationError, StudyError, StudyMismatchError, UsageError
+from schedsearch.errors import EvaluationError, SpaceError, StudyError, StudyMismatchError, UsageError
 from schedsearch.optimize import Optimized, OptimizeSettings
 from schedsearch.schedule import read_frontier, read_schedule
 from schedsearch.search import SEARCHERS
@@ -210,6 +210,7 @@ def test_resuming_with_other_settings_is_refused(small_job: Any, model: Path, do
             ),
         ),
         ({"metric": "beauty"}, UsageError, "metric: found 'beauty'"),
+        ({"space": "nowhere.yaml"}, SpaceError, "nowhere.yaml: found no such space, expected one of flux"),
         ({"reference": "best"}, UsageError, "reference: found 'best', expected one of default, converged."),
         ({"budget": "1%macs"}, EvaluationError, "--budget: found 1%macs, expected one that one denoiser call can keep"),
     ],
@@ -261,6 +262,32 @@ class SearchedEnoughError(Exception):
 
 def _enough(*_: object) -> None:
     raise SearchedEnoughError
+
+
+MODEL_ROW_ONLY = "format: schedsearch.space\nversion: 1\nname: mine\nlevels: {model: CR}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("done")
+def test_a_space_file_of_ones_own_is_what_is_searched(
+    small_job: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from schedsearch.optimize import _run
+
+    monkeypatch.setattr(_run, "finals", _enough)
+    space = tmp_path / "space.yaml"
+    space.write_text(MODEL_ROW_ONLY)
+    settings = {"space": str(space), "search": "random", "trials": 6, "budget": "95%macs"}
+    with pytest.raises(SearchedEnoughError):
+        small_job.job(model, tmp_path / "out", resume=False, **settings)
+    with Study.load(tmp_path / "out") as study:
+        found = [e.candidate.schedule for e in study.evaluations()]
+        assert study.settings["space"]["name"] == "space.yaml"
+    assert {name for schedule in found for name, _ in schedule.ops} == {"model"}
+    assert {schedule.n_steps for schedule in found} == {6}
+    space.write_text(MODEL_ROW_ONLY.replace("CR", "CR1"))
+    with pytest.raises(StudyMismatchError, match="space \\(found"):
+        small_job.job(model, tmp_path / "out", resume=True, **settings)
 
 
 @pytest.mark.slow
