@@ -12,18 +12,24 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="A name that `schedsearch models` lists, a local folder, or a hub id."),
-]
-Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, typer.Option(metavar="T", help="float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Source of all random draws.", min=0)]
+from schedsearch import _terminal
+from schedsearch.cli_options import (
+    FORMATS,
+    POLICIES,
+    SCALES,
+    Device,
+    Dtype,
+    Into,
+    Json,
+    Model,
+    Seed,
+    kept_work,
+    one_of,
+    some_of,
+)
+
 Batch = Annotated[int, typer.Option(metavar="N", help="Images per call.", min=1)]
 HeldOut = Annotated[int, typer.Option("--held-out", metavar="N", help="Held-out prompts to compare on.", min=1)]
-Into = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Put the tables between the markers of this Markdown file.")
-]
 
 
 def sensitivity(
@@ -33,12 +39,19 @@ def sensitivity(
         str,
         typer.Option(
             metavar="WORDS",
-            help="Formats a layer may take, separated by commas: WEIGHT[/ACTIVATION][@SCALES][+RANK]; without an "
-            "activation that of --activation.",
+            help="Formats a layer may take, separated by commas: WEIGHT, behind it /ACTIVATION, @SCALES and +RANK "
+            "where wanted; without an activation that of --activation.",
+            autocompletion=some_of(FORMATS),
         ),
     ] = "fp16,int8,int6,int5,int4,int3,int2",
     activation: Annotated[
-        str | None, typer.Option(metavar="WORD", help="Format of the inputs. [default: the model's own dtype]")
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help="Format of the inputs.",
+            show_default="the model's own dtype",
+            autocompletion=one_of(FORMATS),
+        ),
     ] = None,
     bits: Annotated[
         str, typer.Option(metavar="NUMBERS", help="Bits at which mixed and uniform formats are compared.")
@@ -69,46 +82,55 @@ def sensitivity(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="The measurements; what it has is kept. [default: runs/sensitivity-MODEL.json]"
+            metavar="FILE",
+            help="The measurements; what it has is kept.",
+            show_default="runs/sensitivity-MODEL.json",
         ),
     ] = None,
     into: Into = None,
+    as_json: Json = False,
 ) -> None:
     """Measure what each layer in each format, and each removed block, does to the result; choose mixed formats.
 
     Prints a ranking, whether effects add up, and mixed against uniform formats at equal average bits.
     """
     from schedsearch.bench import SensitivitySettings, run_sensitivity
+    from schedsearch.optimize import Display
 
-    run_sensitivity(
-        SensitivitySettings(
-            model=model,
-            formats=formats,
-            activation=activation,
-            bits=bits,
-            ranks=ranks,
-            blocks=blocks,
-            prompts=prompts,
-            held_out=held_out,
-            carrier=carrier,
-            subsets=subsets,
-            latencies=latencies,
-            seed=seed,
-            batch=batch,
-            device=device,
-            dtype=dtype,
-            out=out,
-            into=into,
-            command=shlex.join(["schedsearch", *sys.argv[1:]]),
+    display = Display()
+    with kept_work():
+        written = run_sensitivity(
+            SensitivitySettings(
+                model=model,
+                formats=formats,
+                activation=activation,
+                bits=bits,
+                ranks=ranks,
+                blocks=blocks,
+                prompts=prompts,
+                held_out=held_out,
+                carrier=carrier,
+                subsets=subsets,
+                latencies=latencies,
+                seed=seed,
+                batch=batch,
+                device=device,
+                dtype=dtype,
+                out=out,
+                into=into,
+                command=shlex.join(["schedsearch", *sys.argv[1:]]),
+            ),
+            display,
         )
-    )
+    if as_json:
+        _terminal.print_json("sensitivity", path=written, tables=display.tables)
 
 
 def calibrate(
     *,
     model: Model,
     schedule: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A schedule file. [default: the full run]")
+        Path | None, typer.Option(metavar="FILE", help="A schedule file.", show_default="the full run")
     ] = None,
     precision: Annotated[
         str,
@@ -122,18 +144,28 @@ def calibrate(
         typer.Option("--protect", help="With --precision: keep time embedding, adaLN, first and last layers."),
     ] = False,
     policy: Annotated[
-        str, typer.Option(metavar="NAME", help="all-steps, near-image or last-step; all compares them.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="all-steps, near-image or last-step; all compares them.",
+            autocompletion=one_of(POLICIES),
+        ),
     ] = "all-steps",
     prompts: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Calibration prompts. [default: the policy's own]", min=1, show_default=False),
+        typer.Option(metavar="N", help="Calibration prompts.", min=1, show_default="the policy's own"),
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Rows per layer. [default: the policy's own]", min=1, show_default=False),
+        typer.Option(metavar="N", help="Rows per layer.", min=1, show_default="the policy's own"),
     ] = None,
     scales: Annotated[
-        str, typer.Option(metavar="WORD", help="Scales of low-bit inputs: dynamic, static or per-step.")
+        str,
+        typer.Option(
+            metavar="WORD",
+            help="Scales of low-bit inputs: dynamic, static or per-step.",
+            autocompletion=one_of(SCALES),
+        ),
     ] = "dynamic",
     held_out: HeldOut = 16,
     seed: Seed = 0,
@@ -141,14 +173,18 @@ def calibrate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The schedule. [default: runs/calibrated-MODEL.json]")
+        Path | None,
+        typer.Option(metavar="FILE", help="The schedule.", show_default="runs/calibrated-MODEL.json"),
     ] = None,
     into: Into = None,
+    as_json: Json = False,
 ) -> None:
     """Fit smoothing, rounding and biases for a schedule's low-bit layers, and write it with these tables."""
     from schedsearch.bench import CalibrateSettings, run_calibrate
+    from schedsearch.optimize import Display
 
-    run_calibrate(
+    display = Display()
+    written = run_calibrate(
         CalibrateSettings(
             model=model,
             schedule=schedule,
@@ -165,5 +201,8 @@ def calibrate(
             dtype=dtype,
             out=out,
             into=into,
-        )
+        ),
+        display,
     )
+    if as_json:
+        _terminal.print_json("calibrate", paths=written, tables=display.tables)

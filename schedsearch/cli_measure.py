@@ -5,14 +5,34 @@ Like those of `schedsearch.cli`, they import what they need when they run.
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from schedsearch import _terminal
+from schedsearch.cli_examples import epilog
+from schedsearch.cli_options import (
+    ABLATION,
+    CACHEQUANT,
+    CONTESTANTS,
+    FAMILIES,
+    FORMATS,
+    LAYERS,
+    Device,
+    Dtype,
+    Into,
+    Json,
+    Model,
+    Seed,
+    kept_work,
+    one_of,
+    some_of,
+)
 from schedsearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,31 +44,27 @@ bench = typer.Typer(
     help="Measure the claims again: searchers, speeds, single axes.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
-AnyModel = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="A name that `schedsearch models` lists, a local folder, or a hub id."),
-]
-Model = Annotated[str, typer.Option(metavar="NAME", help="A model that `schedsearch models` lists.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of studies and results; what is there is not redone.")]
-Only = Annotated[str, typer.Option(metavar="NAMES", help="Entries, separated by commas; all without it.")]
 Seeds = Annotated[int, typer.Option(metavar="N", help="Seeds 0 to N - 1.", min=1)]
 Prompts = Annotated[int, typer.Option(metavar="N", help="Calibration prompts to measure on.", min=1)]
 Evals = Annotated[int, typer.Option(metavar="N", help="Denoiser evaluations each run may spend.", min=1)]
-Into = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Put the table between the markers of this Markdown file.")
-]
 Jobs = Annotated[int, typer.Option(metavar="N", help="Processes.", min=1)]
-Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, typer.Option(metavar="T", help="float32, bfloat16 or float16.")]
+
+
+def _only(names: Sequence[str]) -> Any:
+    """The option that picks entries, with what completes it."""
+    return typer.Option(
+        "--only", metavar="NAMES", help="Entries, separated by commas; all without it.", autocompletion=some_of(names)
+    )
 
 
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file or frontier folder.")],
     *,
-    model: AnyModel,
+    model: Model,
     at: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,11 +79,12 @@ def evaluate(
     repeats: Annotated[int, typer.Option(metavar="N", help="Timed rounds.", min=1)] = 10,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Measure schedules where they were searched and elsewhere, and write FILE.at.json beside each."""
     from schedsearch.bench import TransferSettings, run_transfer
 
-    run_transfer(
+    written = run_transfer(
         TransferSettings(
             source=source,
             model=model,
@@ -79,14 +96,16 @@ def evaluate(
             command=shlex.join(["schedsearch", *sys.argv[1:]]),
         )
     )
+    if as_json:
+        _terminal.print_json("evaluate", files=[{"path": path, **_document(path)} for path in written])
 
 
 def correct(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule file.")],
     *,
-    model: AnyModel,
+    model: Model,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The corrected schedule. [default: FILE-corrected.json]")
+        Path | None, typer.Option(metavar="FILE", help="The corrected schedule.", show_default="FILE-corrected.json")
     ] = None,
     prompts: Annotated[int, typer.Option(metavar="N", help="Calibration prompts to fit on.", min=1)] = 32,
     layers: Annotated[
@@ -94,6 +113,7 @@ def correct(
         typer.Option(
             metavar="WORD",
             help="Corrections of low-bit layers: one per step, constant (free at run time), or none.",
+            autocompletion=one_of(LAYERS),
         ),
     ] = "step",
     one_pass: Annotated[
@@ -101,12 +121,14 @@ def correct(
     ] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    seed: Annotated[int, typer.Option(metavar="N", help="Source of all random draws.", min=0)] = 0,
+    seed: Seed = 0,
+    as_json: Json = False,
 ) -> None:
     """Fit corrections of what a schedule reuses and rounds, keep what helps, and write a new schedule."""
-    from schedsearch.optimize import CorrectSettings, run_correct
+    from schedsearch.optimize import CorrectSettings, Display, run_correct
 
-    run_correct(
+    display = Display()
+    written = run_correct(
         CorrectSettings(
             source=source,
             model=model,
@@ -117,13 +139,16 @@ def correct(
             seed=seed,
             device=device,
             dtype=dtype,
-        )
+        ),
+        display,
     )
+    if as_json:
+        _terminal.print_json("correct", path=written, tables=display.tables)
 
 
 def profile(
     *,
-    model: AnyModel,
+    model: Model,
     random_weights: Annotated[
         bool,
         typer.Option(
@@ -137,8 +162,9 @@ def profile(
         str,
         typer.Option(
             metavar="WORDS",
-            help="Number formats to time linear layers in, separated by commas: WEIGHT[/ACTIVATION][@SCALES][+RANK], "
-            "such as int8,fp8_e4m3,int4/bf16,int4+32.",
+            help="Number formats to time linear layers in, separated by commas: WEIGHT, behind it /ACTIVATION, "
+            "@SCALES and +RANK where wanted, such as int8, fp8_e4m3, int4/bf16 or int4+32.",
+            autocompletion=some_of(FORMATS),
         ),
     ] = "",
     eager: Annotated[bool, typer.Option("--eager/--no-eager", help="Time operations as they are.")] = True,
@@ -160,41 +186,44 @@ def profile(
     rounds: Annotated[int, typer.Option(metavar="N", help="Timed rounds of the schedules.", min=1)] = 5,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The latency table; what it has is kept. [default: runs/profile-...json]"),
+        typer.Option(
+            metavar="FILE", help="The latency table; what it has is kept.", show_default="runs/profile-MODEL-DTYPE.json"
+        ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Time a model's operations in each number format, and schedules against what the times predict.
-
-    Example: schedsearch profile --model flux --random-weights --device cuda --dtype bfloat16 --formats int8,fp8_e4m3
-    """
+    """Time a model's operations in each number format, and schedules against what the times predict."""
     from schedsearch.bench import ProfileSettings, run_profile
 
-    run_profile(
-        ProfileSettings(
-            model=model,
-            random_weights=random_weights,
-            device=device,
-            dtype=dtype,
-            formats=formats,
-            eager=eager,
-            compiled=compiled,
-            every_execution=every_execution,
-            schedules=tuple(schedule or ()),
-            examples=examples,
-            repeats=repeats,
-            rounds=rounds,
-            out=out,
-            command=shlex.join(["schedsearch", *sys.argv[1:]]),
+    with kept_work():
+        written = run_profile(
+            ProfileSettings(
+                model=model,
+                random_weights=random_weights,
+                device=device,
+                dtype=dtype,
+                formats=formats,
+                eager=eager,
+                compiled=compiled,
+                every_execution=every_execution,
+                schedules=tuple(schedule or ()),
+                examples=examples,
+                repeats=repeats,
+                rounds=rounds,
+                out=out,
+                command=shlex.join(["schedsearch", *sys.argv[1:]]),
+            )
         )
-    )
+    if as_json:
+        _terminal.print_json("profile", path=written, table=_document(written))
 
 
-@bench.command()
+@bench.command(epilog=epilog("bench search"))
 def search(
     *,
     model: Model = "flux-mini",
     out: Out = Path("runs/bench-search"),
-    only: Only = "",
+    only: Annotated[str, _only(CONTESTANTS)] = "",
     seeds: Seeds = 5,
     prompts: Prompts = 4,
     evals: Evals = 6720,
@@ -202,22 +231,24 @@ def search(
     into: Into = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Run all searchers and compare hypervolume against cost."""
     from schedsearch.bench import CONTESTANTS
 
     _contest(
         CONTESTANTS, only, seeds, rival="auto", name="search", into=into,
+        as_json=as_json,
         model=model, out=out, prompts=prompts, evals=evals, jobs=jobs, device=device, dtype=dtype,
     )  # fmt: skip
 
 
-@bench.command()
+@bench.command(epilog=epilog("bench ablation"))
 def ablation(
     *,
     model: Model = "flux-mini",
     out: Out = Path("runs/bench-ablation"),
-    only: Only = "",
+    only: Annotated[str, _only(ABLATION)] = "",
     seeds: Seeds = 1,
     prompts: Prompts = 4,
     evals: Evals = 6720,
@@ -225,17 +256,19 @@ def ablation(
     into: Into = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Confine the default search to one axis at a time and compare the frontiers."""
     from schedsearch.bench import ABLATION
 
     _contest(
         ABLATION, only, seeds, rival="joint", name="ablation", into=into,
+        as_json=as_json,
         model=model, out=out, prompts=prompts, evals=evals, jobs=jobs, device=device, dtype=dtype,
     )  # fmt: skip
 
 
-@bench.command()
+@bench.command(epilog=epilog("bench speeds"))
 def speeds(
     *,
     frontier: Annotated[Path, typer.Option(metavar="DIR", help="Our frontier folder, as `optimize` wrote it.")],
@@ -244,36 +277,40 @@ def speeds(
         Path | None, typer.Option(metavar="DIR", help="Folder of `bench search`, for the other searchers' rows.")
     ] = None,
     out: Out = Path("runs/bench-speeds"),
-    only: Only = "",
+    only: Annotated[str, _only(FAMILIES)] = "",
     prompts: Prompts = 8,
     into: Into = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Compare our schedules with the best other way to reach each speed, on held-out prompts."""
     from schedsearch.bench import FAMILIES, SpeedSettings, run_speeds
 
-    run_speeds(
-        SpeedSettings(
-            model=model,
-            frontier=frontier,
-            studies=studies,
-            out=out,
-            families=_names(only, FAMILIES),
-            prompts=prompts,
-            into=into,
-            device=device,
-            dtype=dtype,
+    with kept_work():
+        rows = run_speeds(
+            SpeedSettings(
+                model=model,
+                frontier=frontier,
+                studies=studies,
+                out=out,
+                families=_names(only, FAMILIES),
+                prompts=prompts,
+                into=into,
+                device=device,
+                dtype=dtype,
+            )
         )
-    )
+    if as_json:
+        _terminal.print_json("bench speeds", rows=rows)
 
 
-@bench.command()
+@bench.command(epilog=epilog("bench cachequant"))
 def cachequant(
     *,
     model: Model = "flux-mini",
     out: Out = Path("runs/bench-cachequant"),
-    only: Annotated[str, typer.Option(metavar="NAMES", help="W8A8, W4A8 or both, separated by commas.")] = "",
+    only: Annotated[str, _only(CACHEQUANT)] = "",
     computed: Annotated[
         str, typer.Option(metavar="NUMBERS", help="Steps that run the denoiser, separated by commas.")
     ] = "14,9,7,5",
@@ -282,24 +319,34 @@ def cachequant(
     into: Into = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Choose reuse and low bits together or one after the other, corrected and not, at equal MACs and bits."""
     from schedsearch.bench import CacheQuantSettings, run_cachequant
     from schedsearch.bench._cachequant import FORMATS
 
-    run_cachequant(
-        CacheQuantSettings(
-            model=model,
-            out=out,
-            formats=_names(only, FORMATS),
-            computed=_numbers(computed),
-            prompts=prompts,
-            held_out=held_out,
-            into=into,
-            device=device,
-            dtype=dtype,
+    with kept_work():
+        rows = run_cachequant(
+            CacheQuantSettings(
+                model=model,
+                out=out,
+                formats=_names(only, FORMATS),
+                computed=_numbers(computed),
+                prompts=prompts,
+                held_out=held_out,
+                into=into,
+                device=device,
+                dtype=dtype,
+            )
         )
-    )
+    if as_json:
+        _terminal.print_json("bench cachequant", rows=rows)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """What a JSON file that was just written holds."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -318,13 +365,17 @@ def _contest(
     rival: str,
     name: str,
     into: Path | None,
+    as_json: bool,
     **settings: Any,
 ) -> None:
     """Runs the entries named in ``only`` with ``seeds`` seeds; the other settings are `ContestSettings`' own."""
     from schedsearch.bench import ContestSettings, run_contest
 
     chosen = ContestSettings(entries=_names(only, known), seeds=tuple(range(seeds)), **settings)
-    run_contest(chosen, known, rival=rival, name=name, into=into)
+    with kept_work():
+        standings = run_contest(chosen, known, rival=rival, name=name, into=into)
+    if as_json:
+        _terminal.print_json(f"bench {name}", rival=rival, rows=standings)
 
 
 def _names(only: str, known: Mapping[str, object]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 from PIL import Image
@@ -84,6 +85,13 @@ def test_generate_writes_one_picture_per_prompt(generate, tmp_path):
         str(folder / "000-red-apple-blue-background.png"), str(folder / "001-rocket-black-background.png")
     ]  # fmt: skip
     assert pixels(paths[0]) != pixels(paths[1])
+
+
+def test_generate_tells_programs_what_it_drew(generate, tmp_path):
+    done = generate("--json", "dog face")
+    path = str(tmp_path / "out" / "000-dog-face.png")
+    assert json.loads(done.out)["pictures"] == [{"prompt": "dog face", "path": path}]
+    assert done.err == f"Wrote {path}\n"
 
 
 def test_generate_never_overwrites_and_repeats_exactly(generate, tmp_path):

@@ -6,13 +6,10 @@ Knows nothing of how a table is fitted.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
-
-from rich.console import Console
 
 from schedsearch.bench._tables import markdown, write_rows
 from schedsearch.errors import UsageError
@@ -37,7 +34,6 @@ from schedsearch.schedule import PrecisionRule, Schedule, read_schedule, with_la
 from schedsearch.sensitivity import Choice, compact_rules, protected_layers
 from schedsearch_calibration import prompt_set
 
-PIPE_WIDTH = 160
 ALL = "all"
 COLUMNS = (
     "policy", "smooth", "rounding", "bias", "layers' error", "calibration error", "held-out error", "side file KB",
@@ -93,7 +89,7 @@ def run_calibrate(settings: CalibrateSettings, display: Display | None = None) -
         ModelNotFoundError: the weights are not at hand.
         ApplyError: the schedule was made for another model.
     """
-    display = display or Display(Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))
+    display = display or Display()
     policies = [_adjusted(policy, settings) for policy in _policies(settings.policy)]
     card = find_card(settings.model)
     target = settings.out or Path("runs") / f"calibrated-{card.name}.json"

@@ -5,13 +5,10 @@ Knows nothing of how times are taken.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from schedsearch.errors import UsageError
 from schedsearch.evaluate import (
@@ -42,9 +39,6 @@ from schedsearch.evaluate.profile import (
 from schedsearch.optimize import Display
 from schedsearch.runtime import apply
 from schedsearch.schedule import PrecisionRule, Schedule, read_schedule
-
-PIPE_WIDTH = 160
-"""Columns of a table that goes into a file or a pipe."""
 
 ROW_COLUMNS = ("operation", "n", "format", "execution", "eager ms", "compiled ms", "gain")
 LOOP_COLUMNS = ("schedule", "steps", "plain ms", "scheduled ms", "speedup", "predicted", "reached")
@@ -99,7 +93,7 @@ def run_profile(settings: ProfileSettings, display: Display | None = None) -> Pa
         ModelNotFoundError: weights or configuration are not at hand.
         ApplyError: a schedule was made for another model.
     """
-    display = display or Display(Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))
+    display = display or Display()
     if not (settings.eager or settings.compiled):
         raise UsageError("found --no-eager and --no-compiled, expected at most one of them. Leave one out.")
     wanted: dict[Mode, bool] = {"eager": settings.eager, "compiled": settings.compiled}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from schedsearch.bench._contest import Contestant, ContestSettings, contest
-from schedsearch.bench._curves import COLUMNS, SHOWN, curves_of, rows_of, summary_of, write_curves
+from schedsearch.bench._curves import COLUMNS, SHOWN, Standing, curves_of, rows_of, summary_of, write_curves
 from schedsearch.bench._tables import markdown, write_rows
 from schedsearch.optimize import Display
 
@@ -22,7 +22,7 @@ def run_contest(
     name: str,
     into: Path | None = None,
     display: Display | None = None,
-) -> None:
+) -> tuple[Standing, ...]:
     """Runs what is missing in ``settings.out`` and writes ``NAME.csv`` (curves), ``NAME-table.csv`` and ``NAME.png``.
 
     Args:
@@ -32,6 +32,9 @@ def run_contest(
         name: of the files, and of the markers in ``into``.
         into: Markdown file that gets the table.
         display: where progress goes; the terminal by default.
+
+    Returns:
+        How the entries compare, the best first.
     """
     from schedsearch_reports.contest import draw
     from schedsearch_reports.figures import put_table
@@ -40,7 +43,8 @@ def run_contest(
     outset = contest(settings, display)
     files = [settings.study(entry, seed) for entry in settings.entries for seed in settings.seeds]
     curves = curves_of(files, outset)
-    table = rows_of(summary_of(curves, rival=rival), {entry: who.what for entry, who in entries.items()})
+    standings = summary_of(curves, rival=rival)
+    table = rows_of(standings, {entry: who.what for entry, who in entries.items()})
     header = [column.replace("auto", rival) for column in COLUMNS]
     write_curves(settings.out / f"{name}.csv", curves)
     write_rows(settings.out / f"{name}-table.csv", header, table)
@@ -60,3 +64,4 @@ def run_contest(
     if into is not None:
         put_table(into, markdown(header, table), name=name)
         display.line(f"Wrote the table into {into}")
+    return standings

@@ -7,14 +7,11 @@ against the full run. Knows nothing of how a choice is found.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
-
-from rich.console import Console
 
 from schedsearch.bench._sensitivity_tables import (
     ADDITIVITY_COLUMNS,
@@ -69,7 +66,6 @@ from schedsearch.sensitivity import (
 )
 from schedsearch_calibration import prompt_set
 
-PIPE_WIDTH = 160
 FORMATS = "fp16,int8,int6,int5,int4,int3,int2"
 """What layers may choose from unless told."""
 
@@ -144,7 +140,7 @@ def run_sensitivity(settings: SensitivitySettings, display: Display | None = Non
         ScheduleError: the carrier cannot be read.
         ModelNotFoundError: the weights are not at hand.
     """
-    display = display or Display(Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))
+    display = display or Display()
     bits, ranks = whole_numbers("--bits", settings.bits, 2), whole_numbers("--ranks", settings.ranks, 0)
     card = find_card(settings.model)
     target = settings.out or Path("runs") / f"sensitivity-{card.name}.json"
