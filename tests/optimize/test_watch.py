@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import io
 import json
 import socket
 import threading
@@ -28,7 +29,7 @@ class Clock:
 def display():
     from rich.console import Console
 
-    return Display(Console(file=open("/dev/null", "w")))  # noqa: PTH123
+    return Display(Console(file=io.StringIO()))
 
 
 @pytest.fixture
