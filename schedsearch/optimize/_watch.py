@@ -227,7 +227,11 @@ def watching(
     display.watcher = server.view
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True, name="watch")
     thread.start()
-    display.line(f"Live view: http://{HOST}:{server.server_address[1]}/")
+    told = f"Live view: http://{HOST}:{server.server_address[1]}/"
+    if port == 0:  # also where little is said: nobody else knows which port it is
+        display.console.print(told, markup=False, soft_wrap=True)
+    else:
+        display.line(told)
     try:
         yield server.view
     finally:

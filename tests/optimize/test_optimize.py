@@ -291,6 +291,40 @@ def test_a_space_file_of_ones_own_is_what_is_searched(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_job", "done")
+def test_the_live_view_serves_the_report_of_the_study_as_it_stands(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+    from urllib.request import urlopen
+
+    from rich.console import Console
+
+    from schedsearch.optimize import Display, _run, optimize
+    from schedsearch_reports import render, report_data
+
+    served = []
+    told = io.StringIO()
+
+    def look(*_: object) -> None:
+        url = told.getvalue().split("Live view: ")[1].split()[0]
+        with urlopen(f"{url}status.json") as status, urlopen(f"{url}report") as page:  # noqa: S310 - our own
+            served.extend([json.load(status), page.read().decode(), render(report_data(tmp_path / "out"))])
+        raise SearchedEnoughError
+
+    monkeypatch.setattr(_run, "finals", look)
+    settings = OptimizeSettings(
+        model=str(model), budget="60%macs", trials=6, search="random", out=tmp_path / "out", watch=0
+    )
+    with pytest.raises(SearchedEnoughError):
+        optimize(settings, Display(Console(file=told, highlight=False)))
+    status, page, report = served
+    assert status["stage"] == ""
+    assert page == report
+    assert "<html" in page
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("done")
 def test_quality_may_be_measured_against_a_converged_run(small_job: Any, model: Path, tmp_path: Path) -> None:
     optimized = small_job.job(model, tmp_path / "out", resume=False, reference="converged", trials=8)
