@@ -86,7 +86,25 @@ def command_line() -> str:
         raise PluginError(
             f"the command line's reference: {' '.join(words)} ended with {done.returncode}\n{done.stderr}"
         )
-    return done.stdout
+    return with_summaries(done.stdout)
+
+
+def with_summaries(reference: str) -> str:
+    """The reference with each list of commands linked to their sections, and with their first sentences in full."""
+    sections = re.findall(r"^#+ `([^`]+)`\n\n(.+?)\n\n", reference, re.MULTILINE | re.DOTALL)
+    summaries = {name: " ".join(text.split()) for name, text in sections}
+    group = "schedsearch"
+    lines = []
+    for line in reference.splitlines(keepends=True):
+        if heading := re.match(r"#+ `(.+)`", line):
+            group = heading[1]
+        command = re.match(r"\* `([a-z-]+)`:", line)
+        name = f"{group} {command[1]}" if command else ""
+        if name in summaries:
+            lines.append(f"* [`{name}`](#{name.replace(' ', '-')}): {summaries[name]}\n")
+        else:
+            lines.append(line)
+    return "".join(lines)
 
 
 def _expanded(nav: Any, folder: Path) -> Any:
