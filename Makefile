@@ -38,10 +38,10 @@ schema: ## regenerate the schedule format's JSON schema
 
 docs: ## build the documentation site into site/, links and anchors checked
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: docs ## show the site on http://127.0.0.1:8000 and follow changes
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 wheel: ## build the wheel and check what is in it
 	rm -rf dist

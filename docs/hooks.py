@@ -37,11 +37,13 @@ ELSEWHERE = {
 COMMAND_LINE = "reference/command-line.md"
 
 _ADDRESS = {path: address for address, path in ELSEWHERE.items()} | {"README.md": "index.md"}
+_CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_PAPER = re.compile(r"\barXiv\s(\d{4}\.\d{5})\b(?!\])")
 _LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts the files that match in place of each glob in the navigation, such as ``decisions/*.md``."""
+    """Puts the files that match, but an index, in place of each glob in the navigation, such as ``decisions/*.md``."""
     config.nav = _expanded(config.nav, Path(config.docs_dir))
     return config
 
@@ -55,9 +57,15 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Leads links between this folder and the rest of the repository to their addresses in the site."""
-    here = page.file.src_uri
-    return relinked(markdown, here)
+    """Leads links between this folder and the rest of the repository to their addresses in the site, and to papers."""
+    return with_papers(relinked(markdown, page.file.src_uri))
+
+
+def with_papers(markdown: str) -> str:
+    """The text with every ``arXiv 1234.56789`` outside of code as a link."""
+    parts = _CODE.split(markdown)  # text, code, text, ...
+    parts[::2] = [_PAPER.sub(r"[\g<0>](https://arxiv.org/abs/\1)", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def relinked(markdown: str, here: str) -> str:
@@ -117,5 +125,6 @@ def _expanded(nav: Any, folder: Path) -> Any:
 
 def _matching(part: Any, folder: Path) -> list[Any]:
     if isinstance(part, str) and "*" in part:
-        return sorted(path.relative_to(folder).as_posix() for path in folder.glob(part))
+        found = (path.relative_to(folder) for path in folder.glob(part))
+        return sorted(path.as_posix() for path in found if path.name != "index.md")
     return [_expanded(part, folder)]

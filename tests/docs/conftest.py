@@ -218,7 +218,7 @@ def given() -> Mapping[str, Callable[[Names, Path], None]]:
     return {name: value(name) for name in VALUES} | {name: file(name) for name in FILES}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few prompts, few rounds, and eight steps where the bundled model has 28."""
     from schedsearch.bench import _calibration, _elsewhere, _sensitivity

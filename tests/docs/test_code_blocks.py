@@ -207,7 +207,11 @@ def parse_schedsearch(words: list[str]) -> None:
 
     command: Any = typer.main.get_command(app)
     silence(command)
-    command.main(args=words, standalone_mode=False)
+    try:
+        command.main(args=words, standalone_mode=False)
+    except Exception as error:
+        said = getattr(error, "format_message", error.__str__)()
+        raise AssertionError(f"schedsearch {shlex.join(words)}: {said}") from error
 
 
 def run_schedsearch(words: list[str]) -> None:
@@ -288,6 +292,7 @@ def runners(tmp_path_factory: pytest.TempPathFactory, given: Given) -> Any:
     return functools.cache(lambda page: Runner(tmp_path_factory.mktemp(page.stem), given))
 
 
+@pytest.mark.usefixtures("haste")
 @pytest.mark.parametrize("name", ALL)
 def test_block(name: str, runners: Any) -> None:
     block = ALL[name]
@@ -353,7 +358,7 @@ def test_command_lines_are_split_as_a_shell_does() -> None:
     ],
 )
 def test_a_command_line_that_the_program_refuses_is_found(words: list[str]) -> None:
-    with pytest.raises(Exception, match=r"No such (command|option)|Missing option|not a valid integer"):
+    with pytest.raises(AssertionError, match=r"No such (command|option)|Missing option|a valid integer"):
         parse_schedsearch(words)
 
 
