@@ -28,9 +28,7 @@ def report(
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Where the study is kept, if not in the folder.")
     ] = None,
-    study: Annotated[
-        str, typer.Option(metavar="NAME", help="The study's name, if the storage holds several.")
-    ] = "",
+    study: Annotated[str, typer.Option(metavar="NAME", help="The study's name, if the storage holds several.")] = "",
 ) -> None:
     """Make the report of a search again, as one HTML file that needs no network."""
     from schedsearch_reports import report_data, write_report, write_stills
