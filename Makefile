@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install test quick lint format types layers schema docs docs-serve wheel oldest ci readme-figures
+.PHONY: help install test quick lint format types layers schema docs docs-serve wheel oldest ci readme-figures report-sample \
+	report-vendor
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -63,6 +64,12 @@ readme-figures: ## search flux-mini at 4x, draw the README's pictures and rewrit
 	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/steps $(PROMPTS) --steps 5
 	$(BIN)/python -m schedsearch_reports.figures runs/flux-mini-4x --out docs/images --readme README.md \
 		--pictures "full=runs/pictures/full" "4x=runs/pictures/4x" "5 steps=runs/pictures/steps"
+
+report-sample: ## make the committed sample report again after a change of the page; RUN=folder takes its data from a run
+	$(BIN)/python -m schedsearch_reports.sample reports/sample/report.html $(if $(RUN),--run $(RUN))
+
+report-vendor: ## bundle the plotting library that the report's page carries (needs npm)
+	cd reports/vendor && npm ci && npm run build
 
 # Held-out prompts, so that no search has seen them.
 PROMPTS := "red heart, yellow background" "doughnut, white background" "cat face, blue background" \

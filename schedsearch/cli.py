@@ -1,7 +1,6 @@
 """The command line: its verbs, how much it says, and how it ends.
 
-Verbs import what they need when they run, so that ``--help`` stays fast. Everything a verb does can also be called from
-Python; the algorithms, the measuring and the drawing are elsewhere.
+Verbs import what they need when they run, so that ``--help`` stays fast. All they do can also be called from Python.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reports made from what a search wrote: `report_data` computes, `render` writes one page. Knows no torch and no searcher."""
+"""Reports of what a search wrote: `report_data` computes, `render` writes one page. Knows no torch and no searcher."""
 
 from schedsearch_reports._build import report_data
 from schedsearch_reports._data import ReportData

@@ -65,8 +65,8 @@ def _open(folder: Path, storage: str | None, name: str) -> Study:
         return Study.load(storage if "://" in storage else Path(storage), name)
     if not (folder / STUDY_FILE).is_file():
         raise UsageError(
-            f"{folder}: found no {STUDY_FILE}, expected the output folder of `schedsearch optimize`. Where the study is "
-            "elsewhere, name its --storage."
+            f"{folder}: found no {STUDY_FILE}, expected the output folder of `schedsearch optimize`. Where the study "
+            "is elsewhere, name its --storage."
         )
     return Study.load(folder / STUDY_FILE, name)
 
@@ -88,9 +88,7 @@ class _Builder:
     def data(self, comparison: Path | None, sensitivity: Path | None) -> ReportData:
         peers = Peers() if comparison is None else peers_of(read_comparison(comparison))
         runs, metrics, views = self._finished() if self.measured else self._so_far()
-        search = search_of(
-            self.study, self.scale, [w.schedule.provenance.ask for w in self.written.values()]
-        )
+        search = search_of(self.study, self.scale, [w.schedule.provenance.ask for w in self.written.values()])
         chosen = _chosen(runs, self.scale)
         words = _Words(runs, metrics, self.study, search, chosen, is_finished=bool(self.measured))
         families = [f for f in (OURS, FEWER, FULL) if any(run.family == f.name for run in runs)]
@@ -173,7 +171,9 @@ class _Builder:
     def _conditions(self) -> str:
         if not self.measured:
             device = self.study.settings.get("device", "")
-            return f"Predicted from the cost model of {device}; qualities on the prompts of the search, not held-out ones"
+            return (
+                f"Predicted from the cost model of {device}; qualities on the prompts of the search, not held-out ones"
+            )
         first = next(r for r in self.measured[0].measured if r.metric not in ("speedup", "latency_ms"))
         quality = next((r for r in self.measured[0].measured if r.metric == self.study.objectives[-1].name), first)
         prompts = f"{quality.n} held-out pictures ({quality.prompts.split(' sha256')[0]})"
@@ -241,7 +241,8 @@ class _Words:
         self.is_finished = is_finished
         objective = study.objectives[-1]
         self.metric = next(
-            (m for m in metrics if m.name == objective.name), metric_of(objective.name, objective.unit, objective.better)
+            (m for m in metrics if m.name == objective.name),
+            metric_of(objective.name, objective.unit, objective.better),
         )
         self.speed = next((m for m in metrics if m.name in ("speedup", PREDICTED)), metric_of("speedup", "x", "max"))
 

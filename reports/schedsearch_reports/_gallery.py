@@ -50,8 +50,8 @@ def read_gallery(folder: Path) -> Gallery | None:
         )
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{index}: found pictures that cannot be read ({type(error).__name__}: {error}), expected those `schedsearch "
-            "optimize` keeps. Remove the folder to make a report without pictures."
+            f"{index}: found pictures that cannot be read ({type(error).__name__}: {error}), expected those "
+            "`schedsearch optimize` keeps. Remove the folder to make a report without pictures."
         ) from error
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
 
 from schedsearch.schedule import Measurement
 from schedsearch_reports._data import Family, Metric, Value
-
-Axis = Literal["speed", "quality", "none"]
 
 CALLS = "denoiser_calls"
 """Not a measurement of its own in a study, but counted there."""
@@ -17,45 +14,45 @@ CALLS = "denoiser_calls"
 PREDICTED = "predicted_speedup"
 
 
-def _metric(
-    name: str,
-    label: str,
-    short: str,
-    unit: str,
-    better: str,
-    axis: Axis,
-    digits: int,
-    *,
-    scale: float = 1.0,
-    is_relative: bool = False,
+def _speed(name: str, label: str, short: str, unit: str, *, better: str, digits: int, scale: float = 1.0) -> Metric:
+    return Metric(
+        name=name, label=label, short=short, unit=unit, better=better, axis="speed", digits=digits, scale=scale
+    )  # fmt: skip
+
+
+def _quality(
+    name: str, label: str, short: str, unit: str, *, better: str, digits: int = 4, is_relative: bool = True
 ) -> Metric:
     return Metric(
-        name=name, label=label, short=short, unit=unit, better=better, axis=axis, digits=digits, scale=scale,
+        name=name, label=label, short=short, unit=unit, better=better, axis="quality", digits=digits,
         is_relative=is_relative,
+    )  # fmt: skip
+
+
+def _size(name: str, label: str, short: str) -> Metric:
+    return Metric(
+        name=name, label=label, short=short, unit="MB", better="min", axis="none", digits=2, scale=1e-6
     )  # fmt: skip
 
 
 _KNOWN = {
     metric.name: metric
     for metric in (
-        _metric("speedup", "Speed-up of the whole call, measured", "Speed-up", "×", "max", "speed", 2),
-        _metric(PREDICTED, "Speed-up, predicted", "Speed-up, predicted", "×", "max", "speed", 2),
-        _metric("latency_ms", "Time per picture", "Time", "ms", "min", "speed", 1),
-        _metric(CALLS, "Denoiser calls per picture", "Calls", "", "min", "speed", 0),
-        _metric(
-            "macs_fraction", "Multiply-accumulates, of the full run's", "MACs", "%", "min", "speed", 1, scale=100.0
+        _speed("speedup", "Speed-up of the whole call, measured", "Speed-up", "×", better="max", digits=2),
+        _speed(PREDICTED, "Speed-up, predicted", "Speed-up, predicted", "×", better="max", digits=2),
+        _speed("latency_ms", "Time per picture", "Time", "ms", better="min", digits=1),
+        _speed(CALLS, "Denoiser calls per picture", "Calls", "", better="min", digits=0),
+        _speed(
+            "macs_fraction", "Multiply-accumulates, of the full run's", "MACs", "%", better="min", digits=1, scale=100.0
         ),
-        _metric("psnr", "PSNR against the full run", "PSNR", "dB", "max", "quality", 2, is_relative=True),
-        _metric("ssim", "SSIM against the full run", "SSIM", "", "max", "quality", 4, is_relative=True),
-        _metric("lpips", "LPIPS against the full run", "LPIPS", "", "min", "quality", 4, is_relative=True),
-        _metric(
-            "latent_error", "Relative latent error against the full run", "Latent error", "", "min", "quality", 4,
-            is_relative=True,
-        ),
-        _metric("checkpoint_bytes", "Denoiser's checkpoint, predicted", "Checkpoint", "MB", "min", "none", 2, scale=1e-6),
-        _metric("peak_bytes", "Weights and caches at their peak, predicted", "Peak", "MB", "min", "none", 2, scale=1e-6),
+        _quality("psnr", "PSNR against the full run", "PSNR", "dB", better="max", digits=2),
+        _quality("ssim", "SSIM against the full run", "SSIM", "", better="max"),
+        _quality("lpips", "LPIPS against the full run", "LPIPS", "", better="min"),
+        _quality("latent_error", "Relative latent error against the full run", "Latent error", "", better="min"),
+        _size("checkpoint_bytes", "Denoiser's checkpoint, predicted", "Checkpoint"),
+        _size("peak_bytes", "Weights and caches at their peak, predicted", "Peak"),
     )
-}  # fmt: skip
+}
 
 _CONVERGED = "converged_"
 
@@ -71,7 +68,7 @@ def metric_of(name: str, unit: str, better: str) -> Metric:
         return replace(known, name=name, label=label, short=f"{known.short}, converged", is_relative=False)
     words = name.replace("_", " ")
     shown = "" if unit == "1" else unit
-    return _metric(name, words[:1].upper() + words[1:], words, shown, better, "quality", 4)
+    return _quality(name, words[:1].upper() + words[1:], words, shown, better=better, is_relative=False)
 
 
 def metrics_of(measured: Iterable[Measurement]) -> tuple[Metric, ...]:

@@ -87,7 +87,8 @@ def _static(name: str) -> str:
 
 def _policy(scripts: list[str]) -> str:
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}; base-uri 'none'; form-action 'none'"
+    loaded = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}"
+    return f"{loaded}; base-uri 'none'; form-action 'none'"
 
 
 def _number(metric: Metric, value: float) -> str:

@@ -75,9 +75,9 @@ def _tables(comparison: Comparison, metrics: Sequence[Metric]) -> Iterator[Table
         if found:
             yield Table(
                 title=f"Against the best other way: {metric.label}",
-                about="At each speed, our best schedule against the best setting of any other family, all measured in one "
-                "interleaved run. The difference is positive where ours are better; its interval (95 %, bootstrap) is over "
-                "prompts.",
+                about="At each speed, our best schedule against the best setting of any other family, all measured in "
+                "one interleaved run. The difference is positive where ours are better; its interval (95 %, bootstrap) "
+                "is over prompts.",
                 head=("speed", "ours are", "our schedule", "best other", "its setting", "difference"),
                 rows=tuple(_verdict(verdict, metric, titles) for verdict in found),
             )
@@ -86,13 +86,17 @@ def _tables(comparison: Comparison, metrics: Sequence[Metric]) -> Iterator[Table
             title="What was not compared, and why",
             about="Ways to be faster that have no point in the plot.",
             head=("family", "setting", "why", "reason"),
-            rows=tuple((titles.get(a.family, a.family), a.setting or "all", a.cause, a.reason) for a in comparison.absent),
+            rows=tuple(
+                (titles.get(a.family, a.family), a.setting or "all", a.cause, a.reason) for a in comparison.absent
+            ),
         )
 
 
 def _verdict(verdict: Verdict, metric: Metric, titles: dict[str, str]) -> tuple[str, ...]:
     lead = verdict.lead
-    difference = "" if lead is None else f"{shown(metric, lead.value)} ({shown(metric, lead.low)} to {shown(metric, lead.high)})"
+    difference = (
+        "" if lead is None else f"{shown(metric, lead.value)} ({shown(metric, lead.low)} to {shown(metric, lead.high)})"
+    )
     return (
         f"{verdict.budget:g}×",
         verdict.outcome,

@@ -136,8 +136,11 @@ def _tried(study: Study, records: Sequence[Evaluation], scale: Scale, words: Map
             is_best=record.candidate.ask in best,
         )
         for record in records
-        if record.status == "ok" and record.candidate.share == 1.0
-        and scale.cost and record.values[0] > 0.0 and all(map(isfinite, record.values))
+        if record.status == "ok"
+        and record.candidate.share == 1.0
+        and scale.cost
+        and record.values[0] > 0.0
+        and all(map(isfinite, record.values))
     )
 
 

@@ -117,8 +117,8 @@ def evaluate_held_out(
         repeats: timed rounds.
         warmup: rounds that do not count.
         on_progress: called with the units of work done and in all.
-        on_pictures: called with a run's name, the number of the first prompt and what was drawn of it and the next ones,
-            in the order of the prompts; for the first seed.
+        on_pictures: called with a run's name, the number of the first prompt and what was drawn of it and the next
+            ones, in the order of the prompts; for the first seed.
 
     Raises:
         UsageError: if there are no prompts or seeds, or a schedule is called like a plain run.

@@ -121,7 +121,7 @@ def encoded(image: Image, room: int) -> bytes:
     """
     out = io.BytesIO()
     if max(image.size) <= EXACT:
-        image.save(out, format="WEBP", lossless=True, method=6)
+        image.save(out, format="WEBP", lossless=True, method=6, quality=100)
         return out.getvalue()
     for quality in _QUALITIES:
         out = io.BytesIO()

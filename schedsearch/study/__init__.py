@@ -1,4 +1,4 @@
-"""What has been tried: records, the frontier, and the study that keeps them."""
+"""What has been tried: records, the frontier, the study that keeps them; and comparisons with other ways."""
 
 from schedsearch.study._comparison import (
     OURS,
@@ -25,16 +25,31 @@ from schedsearch.study._study import JSON, Notes, Spent, Study
 
 __all__ = [
     "JSON",
+    "OURS",
+    "PLAIN",
+    "Absent",
     "BlockProbe",
     "Candidate",
+    "Cause",
+    "Comparison",
+    "Conditions",
     "Evaluation",
+    "Family",
     "Frontier",
+    "Interval",
+    "Measure",
     "MeasuredRun",
     "Notes",
     "Objective",
     "Probe",
+    "Row",
+    "Score",
     "Spent",
     "Study",
+    "Verdict",
+    "Version",
     "measured_runs",
+    "read_comparison",
     "speed_labels",
+    "write_comparison",
 ]

@@ -31,7 +31,8 @@ class Candidate:
         parents: ids of the schedules it was made from.
         share: of the prompts it asks to be measured on, above 0 and at most 1; a first look costs less than a
             measurement, and does not compete for the frontier.
-        origin: how the searcher came to it, in a word or two, such as ``seed fora/n3`` or ``crossed``; for people alone.
+        origin: how the searcher came to it, in a word or two, such as ``seed fora/n3`` or ``crossed``; for people
+            alone.
     """
 
     schedule: Schedule

@@ -14,6 +14,7 @@ PROMPTS = ("crying cat, purple background", "grinning face, white background", "
 @pytest.fixture(scope="module")
 def rows(tiny, tiny_card, tiny_table, tiny_plan):
     progress: list[tuple[int, int]] = []
+    drawn: list[tuple[str, int, int]] = []
     found = evaluate_held_out(
         tiny,
         tiny_card,
@@ -26,7 +27,10 @@ def rows(tiny, tiny_card, tiny_table, tiny_plan):
         repeats=3,
         warmup=0,
         on_progress=lambda done, total: progress.append((done, total)),
+        on_pictures=lambda name, start, pictures: drawn.append((name, start, len(pictures.images))),
     )
+    names = ("full", "identity", "half", "2 steps")
+    assert drawn == [(name, start, n) for name in names for start, n in ((0, 2), (2, 1))]  # of one seed
     assert progress == [(i, 11) for i in range(1, 12)]  # 4 ways x 2 seeds, 3 rounds
     return {row.name: row for row in found}
 

@@ -129,7 +129,7 @@ def test_it_writes_the_schedule_the_frontier_and_the_table(done: tuple[Optimized
     schedule = read_schedule(out / "mini-60pctmacs.json")
     assert any(solver.family == "table" for solver in schedule.solver)  # so that side files are tested here, too
     side_file = "mini-60pctmacs.safetensors"
-    expected = ["frontier", "mini-60pctmacs.json", side_file, "results.csv", "study.db"]
+    expected = ["frontier", "mini-60pctmacs.json", side_file, "pictures", "report.html", "results.csv", "study.db"]
     assert sorted(p.name for p in out.iterdir()) == expected
     measured = {m.metric: m for m in schedule.measured}
     assert measured["macs_fraction"].value <= 0.6
@@ -147,6 +147,25 @@ def test_it_writes_the_schedule_the_frontier_and_the_table(done: tuple[Optimized
     assert all(float(row["converged PSNR dB"]) > 0.0 for row in rows)
     for file in (out / side_file, *(out / "frontier").glob("*.safetensors")):
         assert read_schedule(file.with_suffix(".json")).tables.data == file.read_bytes()
+
+
+def test_the_report_says_the_same_and_shows_the_pictures(done: tuple[Optimized, Path]) -> None:
+    from schedsearch_reports import render, report_data
+    from schedsearch_reports.sample import data_of_page
+
+    optimized, out = done
+    data = data_of_page((out / "report.html").read_text(encoding="utf-8"))
+    assert data.is_finished
+    for run, result in zip(data.runs, optimized.results, strict=True):
+        assert (run.name, run.calls) == (result.name, result.denoiser_calls)
+        assert all(run.value(m.metric) == m.value for m in result.measured)
+    assert data.gallery is not None
+    assert {entry.run for entry in data.gallery.runs} >= {run.key for run in data.runs if run.schedule} | {"full"}
+    psnr = {entry.run: entry.scores for entry in data.gallery.runs}
+    assert sum(psnr[data.chosen]) / 2 == pytest.approx(data.run(data.chosen).value("psnr"))  # both prompts are shown
+    assert dict(data.facts)["Command"].startswith("schedsearch optimize --model ")
+    assert {origin.name.split()[0] for origin in data.search.origins} >= {"seed"}
+    assert render(report_data(out)) == (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_is_written_draws_pictures(done: tuple[Optimized, Path]) -> None:

@@ -8,8 +8,10 @@ startSchedule();
 startSearch();
 select(firstRun());
 addEventListener("hashchange", () => select(firstRun()));
-addEventListener("beforeprint", () => {
-  for (const place of document.querySelectorAll("details")) place.open = true;
-  for (const again of drawings) again();
-});
-addEventListener("afterprint", () => drawings.forEach((again) => again()));
+for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
+  addEventListener(event, () => {
+    document.documentElement.classList.toggle("printing", printing);
+    if (printing && byId("numbers")) byId("numbers").open = true;
+    for (const again of drawings) again();
+  });
+}
