@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install test quick lint format types layers schema wheel oldest ci readme-figures
+.PHONY: help install test quick lint format types layers schema docs docs-serve wheel oldest ci readme-figures
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -35,6 +35,13 @@ layers: ## check the import directions
 
 schema: ## regenerate the schedule format's JSON schema
 	$(BIN)/python -m schedsearch.schedule._schema
+
+docs: ## build the documentation site into site/, links and anchors checked
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: docs ## show the site on http://127.0.0.1:8000 and follow changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 wheel: ## build the wheel and check what is in it
 	rm -rf dist

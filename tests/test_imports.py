@@ -37,7 +37,7 @@ def test_the_format_is_plain_python():
     assert not loaded_after("import schedsearch.schedule") & (SEARCH_LIBRARIES | {"torch", "numpy", "diffusers"})
 
 
-@pytest.mark.parametrize("module", ["search", "space", "study", "protocols"])
+@pytest.mark.parametrize("module", ["search", "space", "study", "sensitivity", "protocols"])
 def test_searching_loads_no_torch(module):
     assert not loaded_after(f"import schedsearch.{module}") & {"torch", "diffusers", "transformers"}
 

@@ -23,19 +23,19 @@ import torch
 from schedsearch.bench._tables import markdown, write_rows
 from schedsearch.errors import UsageError
 from schedsearch.evaluate import (
+    LatentErrors,
     PairedRuns,
     Workload,
     correct_layers,
     correct_rows,
     device_name,
-    final_errors,
-    full_latents,
     measure_probe,
 )
 from schedsearch.optimize import HELD_OUT_SEED, Bench, Display, OptimizeSettings, load_bench
 from schedsearch.schedule import COMPUTE, MODEL_ROW, REUSE, PrecisionRule, Schedule, write_atomically, write_schedule
 from schedsearch.search import CacheQuant, CacheQuantConfig
 from schedsearch.search._paths import spearman
+from schedsearch.space import SearchSpace
 from schedsearch.study import Objective, Probe, Study
 
 EDGES = ("time_text_embed.*", "*norm*", "x_embedder", "context_embedder", "proj_out")
@@ -159,7 +159,6 @@ class _Comparison:
         self._settings = settings
         self._study = study
         self._workload = Workload.from_card(bench.card)
-        self._full: tuple[torch.Tensor, ...] = ()
 
     def rows(self) -> tuple[CacheQuantRow, ...]:
         """Return all rows: formats, then computed steps from many to few, then plans."""
@@ -195,7 +194,7 @@ class _Comparison:
 
     def _searcher(self, probe: Probe, n: int) -> CacheQuant:
         config = CacheQuantConfig(cost="l1", budgets=(n,))
-        return CacheQuant(self._bench.space, seed=0, objectives=(OBJECTIVE,), config=config, probe=probe)
+        return CacheQuant(self._space, seed=0, objectives=(OBJECTIVE,), config=config, probe=probe)
 
     def _probe(self, name: str, *, is_corrected: bool = False) -> Probe:
         key = f"probe {name}{' corrected' if is_corrected else ''}"
@@ -218,8 +217,7 @@ class _Comparison:
         key = f"error {schedule.id} {correction}"
         if key not in self._study.notes:
             whole = self._corrected(schedule, correction)
-            self._full = self._full or full_latents(self._held_out)
-            errors = final_errors(self._held_out, whole, self._full)
+            errors = self._errors.of(whole)
             if correction == CORRECTIONS[-1]:
                 write_schedule(whole, self._settings.out / f"{name.replace(',', '').replace(' ', '-')}.json")
             self._study.notes.set(key, list(errors))
@@ -234,14 +232,21 @@ class _Comparison:
         return schedule
 
     @cached_property
+    def _space(self) -> SearchSpace:
+        # Number formats are this bench's own.
+        return self._bench.wide_space.restrict(precision="frozen")
+
+    @cached_property
     def _fitting(self) -> PairedRuns:
         prompts = self._bench.prompts.prompts[: self._settings.prompts]
         return PairedRuns(self._bench.pipe, self._workload, prompts, seed=0, batch=self._bench.batch)
 
     @cached_property
-    def _held_out(self) -> PairedRuns:
+    def _errors(self) -> LatentErrors:
         prompts = self._bench.held_out.prompts[: self._settings.held_out]
-        return PairedRuns(self._bench.pipe, self._workload, prompts, seed=HELD_OUT_SEED, batch=self._bench.batch)
+        return LatentErrors(
+            PairedRuns(self._bench.pipe, self._workload, prompts, seed=HELD_OUT_SEED, batch=self._bench.batch)
+        )
 
 
 def _sum_of(mask: str, losses: Any) -> float:

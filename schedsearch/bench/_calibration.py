@@ -18,6 +18,7 @@ from schedsearch.evaluate import (
     Calibrated,
     CalibrationPolicy,
     LatentErrors,
+    PairedRuns,
     Scales,
     Workload,
     base_word,
@@ -103,7 +104,8 @@ def run_calibrate(settings: CalibrateSettings, display: Display | None = None) -
     elif settings.protect:
         raise UsageError("--protect: found it without --precision, expected both; a schedule's own rules stay.")
     held_out = prompt_set(card.held_out).prompts[: settings.held_out]
-    errors = LatentErrors(pipe, workload, held_out, base=full, seed=HELD_OUT_SEED, batch=settings.batch)
+    runs = PairedRuns(pipe, workload, held_out, seed=HELD_OUT_SEED, batch=settings.batch)
+    errors = LatentErrors(runs, base=full)
     calibration = prompt_set(card.calibration).prompts
     bare = replace(with_layer_tables(schedule, {}, role=""), measured=())
     made: dict[str, Calibrated] = {}

@@ -32,6 +32,7 @@ from schedsearch.errors import UsageError
 from schedsearch.evaluate import (
     LatencyTable,
     LatentErrors,
+    PairedRuns,
     SensitivityMeter,
     SensitivityPlan,
     Workload,
@@ -181,14 +182,9 @@ def run_sensitivity(settings: SensitivitySettings, display: Display | None = Non
         )
         kept.save(found)
     held_out = prompt_set(card.held_out)
-    errors = LatentErrors(
-        pipe,
-        Workload.from_card(card),
-        held_out.prompts[: settings.held_out],
-        base=full,
-        seed=HELD_OUT_SEED,
-        batch=settings.batch,
-    )
+    some = held_out.prompts[: settings.held_out]
+    runs = PairedRuns(pipe, Workload.from_card(card), some, seed=HELD_OUT_SEED, batch=settings.batch)
+    errors = LatentErrors(runs, base=full)
     _show(_Job(settings, display, found, plan.choices, full, errors, target), uniform, ranks)
     return target
 

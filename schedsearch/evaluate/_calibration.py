@@ -130,7 +130,7 @@ def calibrate(
     found: tuple[float, ...] = ()
     kept = len(tools)
     if policy.decides == "latent_error":
-        latents = LatentErrors(pipe, workload, prompts, base=plain, seed=seed, batch=batch)
+        latents = LatentErrors(runs, base=plain)
         found = tuple(statistics.fmean(latents.of(one)) for one in tried)
         kept = min(range(len(found)), key=found.__getitem__)
     return Calibrated(

@@ -27,7 +27,6 @@ from torch.nn import functional
 
 from schedsearch.errors import UsageError
 from schedsearch.evaluate._affine import AffineFit, AffineSums
-from schedsearch.evaluate._quality import METRICS
 from schedsearch.evaluate._reference import PairedRuns
 from schedsearch.runtime import Handle, apply, denoiser_of, topology_of
 from schedsearch.runtime._plan import KEEP, Plan, Site
@@ -77,31 +76,6 @@ class Corrected:
 
 class _Reached(Exception):  # noqa: N818 -- no error: it carries a run out of the pipeline where it has got far enough
     """The run has seen the last step that counts."""
-
-
-def final_errors(
-    runs: PairedRuns, schedule: Schedule, full: Sequence[Tensor], *, n: int | None = None
-) -> tuple[float, ...]:
-    """Return the relative error of the final latents of every prompt, see ``latent_error`` in `METRICS`.
-
-    Args:
-        runs: the pipeline and its prompts.
-        schedule: what is run.
-        full: what `full_latents` gave.
-        n: prompts, all of them without it; as with ``full``.
-    """
-    batches = list(runs.batches(len(runs) if n is None else n))
-    found: list[float] = []
-    with apply(runs.pipe, schedule):
-        for (start, stop), wanted in zip(batches, full, strict=True):
-            latents = runs.latents(start, stop, steps=schedule.n_steps)
-            found += METRICS["latent_error"](latents.float().cpu(), wanted)
-    return tuple(found)
-
-
-def full_latents(runs: PairedRuns, *, n: int | None = None) -> tuple[Tensor, ...]:
-    """Return the final latents of the plain pipeline, batch by batch, in single precision and main memory."""
-    return tuple(runs.latents(*batch).float().cpu() for batch in runs.batches(len(runs) if n is None else n))
 
 
 def without_corrections(schedule: Schedule) -> Schedule:

@@ -20,6 +20,7 @@ from schedsearch.evaluate._latent_errors import LatentErrors
 from schedsearch.evaluate._linears import FLOAT_BYTES, Linears, linears_of, protects, weight_bytes
 from schedsearch.evaluate._models import ModelCard
 from schedsearch.evaluate._prices import LinearPrices
+from schedsearch.evaluate._reference import PairedRuns
 from schedsearch.evaluate._trace import capture_call
 from schedsearch.evaluate._workload import Pipeline, Workload
 from schedsearch.quantize import average_bits
@@ -123,7 +124,7 @@ class SensitivityMeter:
             )
         workload = Workload.from_card(card)
         self.carrier = carrier
-        self._errors = LatentErrors(pipe, workload, prompts, base=carrier, seed=seed, batch=batch)
+        self._errors = LatentErrors(PairedRuns(pipe, workload, tuple(prompts), seed=seed, batch=batch), base=carrier)
         call = capture_call(pipe, workload, prompts[0])
         self.linears: Linears = linears_of(denoiser_of(pipe), call.kwargs)
         self.blocks = tuple(block.name for block in blocks_of(pipe))

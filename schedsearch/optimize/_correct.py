@@ -10,7 +10,6 @@ import statistics
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from schedsearch import __version__
 from schedsearch.errors import UsageError
@@ -18,15 +17,14 @@ from schedsearch.evaluate import (
     LAYER_TABLES,
     METRICS,
     Corrected,
+    LatentErrors,
     LayerTables,
     PairedRuns,
     Workload,
     correct_layers,
     correct_rows,
     device_name,
-    final_errors,
     find_card,
-    full_latents,
     load_pipeline,
     without_corrections,
 )
@@ -135,14 +133,12 @@ class _Judge:
     """The mean final error of schedules on some prompts, each measured once."""
 
     def __init__(self, runs: PairedRuns) -> None:
-        self._runs = runs
-        self._full: Any = None
+        self._errors = LatentErrors(runs)
         self._known: dict[str, float] = {}
 
     def __call__(self, schedule: Schedule) -> float:
         if schedule.id not in self._known:
-            self._full = self._full or full_latents(self._runs)
-            self._known[schedule.id] = statistics.fmean(final_errors(self._runs, schedule, self._full))
+            self._known[schedule.id] = statistics.fmean(self._errors.of(schedule))
         return self._known[schedule.id]
 
 
@@ -206,5 +202,5 @@ def _measured(
         created_by=f"schedsearch {__version__}",
         date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
-    full = full_latents(runs)
-    return [score(stamp, METRICS["latent_error"], final_errors(runs, schedule, full)) for schedule in schedules]
+    errors = LatentErrors(runs)
+    return [score(stamp, METRICS["latent_error"], errors.of(schedule)) for schedule in schedules]

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from schedsearch.runtime._apply import Handle, apply
     from schedsearch.runtime._precision import LowBitCache
     from schedsearch.runtime._topology import (
+        TOPOLOGIES,
+        BlockList,
+        Topology,
         adapters_of,
         block_lists_of,
         blocks_of,
@@ -24,8 +27,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "TOPOLOGIES",
+    "BlockList",
     "Handle",
     "LowBitCache",
+    "Topology",
     "adapters_of",
     "apply",
     "block_lists_of",

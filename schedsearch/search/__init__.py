@@ -21,6 +21,7 @@ from schedsearch.search._s3 import S3
 from schedsearch.search._s3_genes import S3Config
 from schedsearch.search._seeds import seeds
 from schedsearch.search._stop import Ended, Stop
+from schedsearch.search._turn import Turn
 from schedsearch.search.loop import run
 from schedsearch.space import SearchSpace, shown
 from schedsearch.study import Objective, Probe
@@ -118,6 +119,7 @@ __all__ = [
     "RandomSearch",
     "S3Config",
     "Stop",
+    "Turn",
     "make_searcher",
     "run",
     "seeds",

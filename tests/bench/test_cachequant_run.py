@@ -39,7 +39,7 @@ def test_it_measures_writes_and_goes_on(six_steps, haste, screen, tmp_path, monk
     kept = [read_schedule(path) for path in settings.out.glob("W8A8-*.json")]
     assert kept
     assert all(list(corrections(schedule)) == ["model"] for schedule in kept)
-    for name in ("measure_probe", "correct_rows", "correct_layers", "final_errors", "full_latents"):
+    for name in ("measure_probe", "correct_rows", "correct_layers", "LatentErrors"):
         monkeypatch.setattr(module, name, None)  # nothing is measured again
     assert run_cachequant(settings, screen) == rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import hashlib
 import json
 import string
@@ -150,8 +149,3 @@ def test_a_file_over_the_limit_is_refused_unread(tmp_path):
         file.truncate(64 * 2**20 + 1)  # sparse
     with pytest.raises(UsageError, match="expected at most 64 MiB"):
         read_prompts(tmp_path / "big.txt")
-
-
-def test_the_examples_in_the_documentation_hold():
-    assert doctest.testmod(_prompts).failed == 0
-    assert schedsearch_calibration.__all__

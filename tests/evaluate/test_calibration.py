@@ -20,6 +20,7 @@ from schedsearch.evaluate._calibration import (
 )
 from schedsearch.evaluate._latent_errors import LatentErrors
 from schedsearch.evaluate._layer_inputs import record_inputs
+from schedsearch.evaluate._reference import PairedRuns
 from schedsearch.quantize import QuantLinear, output_error
 from schedsearch.runtime import apply
 from schedsearch.runtime._precision import linears_of
@@ -146,9 +147,9 @@ class TestCalibrating:
         without = QuantLinear.of(linear, LOW, {}, execution="simulated")(inputs.judged).detach()
         assert output_error(exact, with_tables) < output_error(exact, without)
 
-    def test_the_artefact_says_its_policy_and_runs(self, made, tiny, tiny_workload):
+    def test_the_artefact_says_its_policy_and_runs(self, made, tiny_runs):
         assert policy_of(made.schedule) == POLICY
-        errors = LatentErrors(tiny, tiny_workload, ("a",), base=plain_schedule(made.schedule))
+        errors = LatentErrors(tiny_runs(1), base=plain_schedule(made.schedule))
         assert 0.0 < errors.of(made.schedule)[0] < 1.0
 
     def test_the_latents_decide_how_many_kinds_are_kept(self, tiny, tiny_workload, low, monkeypatch):
@@ -168,7 +169,8 @@ class TestCalibrating:
         tensors = {tensor.name: tensor for tensor in made.schedule.tables.tensors}
         assert tensors[f"{NAME}.activation_scale"].shape == (length,)
         assert policy_of(made.schedule) == policy
-        errors = LatentErrors(tiny, tiny_workload, ("a",), base=plain_schedule(made.schedule))
+        runs = PairedRuns(tiny, tiny_workload, ("a",), seed=0, batch=1)
+        errors = LatentErrors(runs, base=plain_schedule(made.schedule))
         assert 0.0 < errors.of(made.schedule)[0] < 1.0
 
     def test_scales_follow_the_smoothing_that_is_kept(self, tiny_runs, plan4):

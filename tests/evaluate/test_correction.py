@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 
 import pytest
 import torch
 
 from schedsearch.errors import UsageError
-from schedsearch.evaluate import _correction as correction
 from schedsearch.evaluate import (
+    LatentErrors,
     correct_layers,
     correct_rows,
-    final_errors,
-    full_latents,
     schedule_macs,
     without_corrections,
 )
+from schedsearch.evaluate import _correction as correction
 from schedsearch.evaluate._correction import full_schedule, rounds_of
 from schedsearch.evaluate._work import step_work
 from schedsearch.runtime import apply, block_lists_of
@@ -45,26 +45,25 @@ def closed(tiny, monkeypatch):
     return tiny
 
 
-def mean_error(runs, schedule, full):
-    errors = final_errors(runs, schedule, full)
-    return sum(errors) / len(errors)
+def mean_error(errors, schedule):
+    return statistics.fmean(errors.of(schedule))
 
 
 class TestClosedForm:
     @pytest.mark.parametrize("row", ["CRRRRR", "CRRCRR", "CC1CR2"])
     def test_corrected_reuse_is_the_full_run(self, closed, tiny_runs, tiny_plan, row):
         runs, schedule = tiny_runs(n=4, batch=3), tiny_plan(N_STEPS, rows={"model": row})
-        full = full_latents(runs)
+        errors = LatentErrors(runs)
         corrected = correct_rows(runs, schedule).schedule
-        assert mean_error(runs, schedule, full) > 1e-2
-        assert mean_error(runs, corrected, full) < 1e-4
+        assert mean_error(errors, schedule) > 1e-2
+        assert mean_error(errors, corrected) < 1e-4
 
     def test_one_pass_is_not_because_what_is_kept_later_has_moved(self, closed, tiny_runs, tiny_plan):
         runs, schedule = tiny_runs(n=4, batch=3), tiny_plan(N_STEPS, rows={"model": "CRRCRR"})
-        full = full_latents(runs)
+        errors = LatentErrors(runs)
         in_one = correct_rows(runs, schedule, on_policy=False).schedule
-        assert mean_error(runs, in_one, full) > 1e-3
-        assert mean_error(runs, correct_rows(runs, schedule).schedule, full) < 1e-4
+        assert mean_error(errors, in_one) > 1e-3
+        assert mean_error(errors, correct_rows(runs, schedule).schedule) < 1e-4
 
     def test_the_correction_is_the_ratio_of_slopes(self, closed, tiny_runs, tiny_plan):
         """``v`` is ``k(s) (x - a m) - m``, and ``x`` at the second step ``x + (s1 - s0) v`` of the first."""
@@ -95,11 +94,11 @@ class TestRows:
     @pytest.mark.parametrize("on_policy", [True, False])
     def test_no_fit_is_worse_and_the_run_is_nearer(self, tiny_runs, tiny_plan, rows, on_policy):
         runs, schedule = tiny_runs(n=5, batch=2), tiny_plan(N_STEPS, rows=rows)
-        full = full_latents(runs)
+        errors = LatentErrors(runs)
         fitted = correct_rows(runs, schedule, on_policy=on_policy)
         assert fitted.errors
         assert all(e.after < e.before for e in fitted.errors)
-        assert mean_error(runs, fitted.schedule, full) < mean_error(runs, schedule, full)
+        assert mean_error(errors, fitted.schedule) < mean_error(errors, schedule)
 
     def test_blocks_that_share_a_cache_are_corrected_as_one(self, tiny_runs, tiny_plan):
         schedule = tiny_plan(N_STEPS, rows=self.ROWS[1])
@@ -185,10 +184,10 @@ class TestLayers:
     def test_then_rows_on_top(self, tiny_runs, tiny_plan):
         runs = tiny_runs(n=5, batch=2)
         schedule = tiny_plan(N_STEPS, rows={"model": "CRCRCR"}, precision=INT4)
-        full = full_latents(runs)
+        errors = LatentErrors(runs)
         layers = correct_layers(runs, schedule).schedule
         both = correct_rows(runs, layers).schedule
-        assert mean_error(runs, both, full) < mean_error(runs, schedule, full)
+        assert mean_error(errors, both) < mean_error(errors, schedule)
         assert without_corrections(both) == schedule
         assert {t.name for t in layers.tables.tensors} < {t.name for t in both.tables.tensors}
 

@@ -53,9 +53,9 @@ def found(meter, choices):
 
 
 class TestLatentErrors:
-    def test_of_itself_is_nothing_and_of_another_what_the_metric_says(self, tiny, tiny_workload, tiny_plan, tiny_runs):
+    def test_of_itself_is_nothing_and_of_another_what_the_metric_says(self, tiny, tiny_plan, tiny_runs):
         base, other = tiny_plan(steps=6), tiny_plan(steps=3)
-        errors = LatentErrors(tiny, tiny_workload, ("x", "xx", "xxx"), base=base, seed=0, batch=2)
+        errors = LatentErrors(tiny_runs(3, 2), base=base)
         assert errors.of(base) == (0.0, 0.0, 0.0)
         runs = tiny_runs(3, 3)
         ends = []
@@ -64,15 +64,15 @@ class TestLatentErrors:
                 ends.append(runs.latents(0, 3, steps=schedule.n_steps))
         assert errors.of(other) == pytest.approx(find_metric("latent_error")(*ends), rel=1e-4)
 
-    def test_what_is_no_number_is_a_large_one(self, tiny, tiny_workload, tiny_plan, monkeypatch):
-        errors = LatentErrors(tiny, tiny_workload, ("x", "xx"), base=tiny_plan(steps=2))
+    def test_without_a_base_it_is_the_plain_pipeline(self, tiny_plan, tiny_runs, tiny_workload):
+        plain = tiny_plan(steps=tiny_workload.steps)
+        assert LatentErrors(tiny_runs(2)).of(plain) == (0.0, 0.0)
+
+    def test_what_is_no_number_is_a_large_one(self, tiny_plan, tiny_runs, monkeypatch):
+        errors = LatentErrors(tiny_runs(2), base=tiny_plan(steps=2))
         errors.of(tiny_plan(steps=2))
         monkeypatch.setattr(errors, "_ends", lambda _: torch.full_like(errors._wanted, float("nan")))
         assert errors.of(tiny_plan(steps=2)) == (LOST, LOST)
-
-    def test_it_needs_prompts(self, tiny, tiny_workload, tiny_plan):
-        with pytest.raises(UsageError, match="latent errors: found no prompts"):
-            LatentErrors(tiny, tiny_workload, (), base=tiny_plan())
 
 
 class TestChoices:

@@ -132,7 +132,7 @@ def test_formats_are_searched_priced_and_written(job, pipe, model, known, tmp_pa
     rows = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
     full = next(row for row in rows if row["kind"] == "full")
     assert float(full["checkpoint MB"]) == pytest.approx(plain_bytes(pipe, model) / 1e6, abs=0.01)
-    written = [read_schedule(path) for path in (tmp_path / "run" / "frontier").glob("*x*.json")]
+    written = [read_schedule(path) for path in (tmp_path / "run" / "frontier").glob("schedule-*.json")]
     assert written
     assert {"checkpoint_bytes", "peak_bytes"} <= {m.metric for m in written[0].measured}
 
