@@ -6,6 +6,7 @@ from them are led there. MkDocs calls the functions by their names.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -94,7 +95,17 @@ def command_line() -> str:
         raise PluginError(
             f"the command line's reference: {' '.join(words)} ended with {done.returncode}\n{done.stderr}"
         )
-    return with_summaries(done.stdout)
+    return with_blocks(with_summaries(done.stdout))
+
+
+def with_blocks(reference: str) -> str:
+    """The reference with the lists at the end of helps, such as their examples, as blocks."""
+
+    def block(match: re.Match[str]) -> str:
+        lines = html.unescape(match[2]).replace("\n  ", "\n").strip()
+        return f"**{match[1]}**:\n\n```text\n{lines}\n```\n"
+
+    return re.sub(r"^(Examples|Exit codes):\n((?:  .+\n)+)", block, reference, flags=re.MULTILINE)
 
 
 def with_summaries(reference: str) -> str:

@@ -11,10 +11,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -61,14 +62,14 @@ def talk_of() -> Talk:
     return MANNER.get().talk
 
 
-def set_talk(talk: Talk) -> None:
-    """Say as much as ``talk`` from now on."""
-    MANNER.set(dataclasses.replace(MANNER.get(), talk=talk))
+def set_talk(talk: Talk) -> Callable[[], None]:
+    """Say as much as ``talk`` from now on; return what takes that back."""
+    return partial(MANNER.reset, MANNER.set(dataclasses.replace(MANNER.get(), talk=talk)))
 
 
-def set_aside() -> None:
-    """Keep standard output free for `print_json` from now on."""
-    MANNER.set(dataclasses.replace(MANNER.get(), aside=True))
+def set_aside() -> Callable[[], None]:
+    """Keep standard output free for `print_json` from now on; return what takes that back."""
+    return partial(MANNER.reset, MANNER.set(dataclasses.replace(MANNER.get(), aside=True)))
 
 
 def console() -> Console:

@@ -66,19 +66,17 @@ app.add_typer(bench)
 
 def main() -> None:
     """Runs the command line; an error meant for the user is one paragraph on stderr and the code of `EXIT_CODES`."""
-    before = _terminal.MANNER.set(_terminal.Manner())
+    words = hoisted(sys.argv[1:])
     try:
-        app(hoisted(sys.argv[1:]), prog_name="schedsearch")
+        app(words, prog_name="schedsearch")
     except SchedSearchError as error:
         sys.stdout.flush()
-        if _terminal.talk_of() is Talk.VERBOSE:
+        if any(TALK.get(word) is Talk.VERBOSE for word in words):
             traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_NOT_REACHED if isinstance(error, EvaluationError) else EXIT_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    finally:
-        _terminal.MANNER.reset(before)
 
 
 def hoisted(words: Sequence[str]) -> list[str]:
@@ -100,6 +98,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the option's callbac
 
 @app.callback()
 def _common(
+    context: typer.Context,
     *,
     quiet: Annotated[
         bool,
@@ -117,7 +116,7 @@ def _common(
     if quiet and verbose:
         raise UsageError("found both --quiet and --verbose, expected at most one. Leave one out.")
     if quiet or verbose:
-        _terminal.set_talk(Talk.QUIET if quiet else Talk.VERBOSE)
+        context.call_on_close(_terminal.set_talk(Talk.QUIET if quiet else Talk.VERBOSE))
 
 
 if __name__ == "__main__":

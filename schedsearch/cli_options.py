@@ -106,9 +106,9 @@ def kept_work() -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _use_json(wanted: bool) -> bool:  # noqa: FBT001 - the option's callback is called by position
+def _use_json(context: typer.Context, wanted: bool) -> bool:  # noqa: FBT001 - called by position
     if wanted:
-        _terminal.set_aside()
+        context.call_on_close(_terminal.set_aside())
     return wanted
 
 

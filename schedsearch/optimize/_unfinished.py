@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,7 @@ def write_unfinished(bench: Bench, study: Study) -> Path | None:
             bench.display.line("Nothing cheaper than the plain run was found yet, so there is nothing to write.")
             return None
         target = bench.settings.folder / FOLDER
-        page = ""
-        with suppress(SchedSearchError):
-            page = render(report_data(bench.settings.folder, study=study))
-        _write(bench, study, found, target, page)
+        _write(bench, study, found, target, _page(bench, study))
     left_out = len(cheaper) - len(found)
     bench.display.line(
         f"Wrote {target}/: {len(found)} schedules"
@@ -97,6 +94,15 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _page(bench: Bench, study: Study) -> str:
+    """The report so far; nothing if it cannot be made, as from a storage that was cut off in the middle of a word."""
+    try:
+        return render(report_data(bench.settings.folder, study=study))
+    except Exception as error:  # noqa: BLE001 - the frontier is what counts, and must not be lost for a page
+        bench.display.detail(f"No report: {type(error).__name__}: {error}")
+        return ""
 
 
 def _finished(bench: Bench, evaluations: Iterable[Evaluation]) -> Iterator[tuple[int, Schedule]]:
@@ -148,7 +154,7 @@ def _marked(bench: Bench, study: Study, evaluation: Evaluation, schedule: Schedu
         for name, unit, better, value in costs
     ]
     prompts = f"{bench.prompts.name}, {evaluation.fidelity} prompts of the search, not held out"
-    samples = dict(evaluation.samples)[bench.quality.name]
+    samples = dict(evaluation.samples).get(bench.quality.name) or evaluation.values[1:2]
     quality = score(replace(stamp, prompts=prompts), bench.quality, samples)
     candidate = evaluation.candidate
     return replace(
