@@ -146,6 +146,57 @@ def correct(
         _terminal.print_json("correct", path=written, tables=display.tables)
 
 
+def compare(
+    *,
+    model: AnyModel = "flux-mini",
+    schedule: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A schedule of yours. Repeatable.")
+    ] = None,
+    frontier: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your frontier folder, as `optimize` wrote it.")
+    ] = None,
+    out: Out = Path("runs/compare"),
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Families, separated by commas: compiled, euler, fora, diffusers-fbc, cachedit-dbcache and so on; "
+            "diffusers or cachedit for all of a library.",
+        ),
+    ] = "",
+    prompts: Annotated[int, typer.Option(metavar="N", help="Held-out prompts to run everything on.", min=1)] = 16,
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Try settings for half of it; begin no prompt after it.", show_default=False),
+    ] = None,
+    into: Into = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Run schedules beside everything one might use instead: compile, fewer steps, diffusers' caches, cache-dit, masks.
+
+    Example: schedsearch compare --model flux-mini --frontier runs/flux-mini-4x/frontier --into README.md
+    """
+    from schedsearch.bench import CompareSettings, run_compare
+    from schedsearch.bench._compare import named
+
+    run_compare(
+        CompareSettings(
+            model=model,
+            schedules=tuple(schedule or ()),
+            frontier=frontier,
+            out=out,
+            only=named(only),
+            prompts=prompts,
+            minutes=minutes,
+            into=into,
+            device=device,
+            dtype=dtype,
+            command=shlex.join(["schedsearch", *sys.argv[1:]]),
+        )
+    )
+
+
 def profile(
     *,
     model: Model,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from schedsearch.bench import FAMILIES, SpeedSettings
-from schedsearch.bench._speeds import Entry, chosen
 from schedsearch.bench._speeds_table import OURS, SpeedRow, best_at, comparison, note_of, write_csv
+from schedsearch.bench._sweep import Entry, chosen
 from schedsearch.bench._tables import markdown
 from schedsearch.errors import UsageError
 
