@@ -164,7 +164,7 @@ def compare(
             "diffusers or cachedit for all of a library.",
         ),
     ] = "",
-    prompts: Annotated[int, typer.Option(metavar="N", help="Held-out prompts to run everything on.", min=1)] = 16,
+    prompts: Annotated[int, typer.Option(metavar="N", help="Held-out prompts to run everything on.", min=1)] = 12,
     minutes: Annotated[
         float | None,
         typer.Option(metavar="N", help="Try settings for half of it; begin no prompt after it.", show_default=False),

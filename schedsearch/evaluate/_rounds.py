@@ -23,7 +23,14 @@ from schedsearch.errors import EvaluationError
 from schedsearch.evaluate._latency import quiet_gc, synchroniser
 from schedsearch.evaluate._models import ModelCard
 from schedsearch.evaluate._noise import initial_latents
-from schedsearch.evaluate._quality import METRICS, REFERENCES, Pictures, find_metric, score_pictures
+from schedsearch.evaluate._quality import (
+    METRICS,
+    REFERENCES,
+    Pictures,
+    ReferenceName,
+    find_metric,
+    score_pictures,
+)
 from schedsearch.evaluate._reference import converged_schedule
 from schedsearch.evaluate._workload import Pipeline, Workload, decode_latents, pipeline_kwargs
 from schedsearch.runtime import apply, denoiser_of
@@ -94,6 +101,7 @@ class SideBySide:
         card: how it is called.
         prompts: texts.
         seed: of the noise and of the order inside rounds.
+        references: what pictures are compared with.
         device: where the pipeline is.
         clock: seconds.
     """
@@ -105,6 +113,7 @@ class SideBySide:
         prompts: Sequence[str],
         *,
         seed: int,
+        references: Sequence[ReferenceName] = REFERENCES,
         device: torch.device | str = "cpu",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -112,6 +121,7 @@ class SideBySide:
         self._workload = Workload.from_card(card)
         self._prompts = tuple(prompts)
         self._seed = seed
+        self._names = tuple(references)
         self._drain = synchroniser(device)
         self._clock = clock
         self._plain_work: dict[int, tuple[torch.Tensor, float]] = {}
@@ -128,13 +138,13 @@ class SideBySide:
         """
         order = list(contenders)
         random.Random(f"{self._seed}:{index}").shuffle(order)
-        references = self._references(index)
         turns: dict[str, Turn] = {}
         with quiet_gc():
-            before = self._plain_ms(index)
+            before, plain = self._plain_run(index)
+            references = self._references(index, plain)
             for start in range(0, len(order), GROUP):
                 ran = [(c, self._timed(index, c)) for c in order[start : start + GROUP]]
-                after = self._plain_ms(index)
+                after, _ = self._plain_run(index)
                 for contender, (ms, pictures, error) in ran:
                     scores = {} if pictures is None else self._scores(pictures, references)
                     if error or not all(map(isfinite, scores.values())):
@@ -188,30 +198,27 @@ class SideBySide:
             return 0.0, None, told(error)
         return ms, Pictures(latents=latents.float().cpu(), images=images.float().cpu()), ""
 
-    def _plain_ms(self, index: int) -> float:
-        ms, _, error = self._timed(index, self.plain)
-        if error:
+    def _plain_run(self, index: int) -> tuple[float, Pictures]:
+        ms, pictures, error = self._timed(index, self.plain)
+        if pictures is None:
             raise EvaluationError(f"plain run: found {error}, expected a picture.")
-        return ms
+        return ms, pictures
 
-    def _references(self, index: int) -> dict[str, Pictures]:
+    def _references(self, index: int, plain: Pictures) -> dict[ReferenceName, Pictures]:
         """The pictures that others are compared with, by the name of the reference."""
-        found = {}
-        for name in REFERENCES:
-            schedule = None if name == "default" else converged_schedule(self._pipe, self._workload)
-            with ExitStack() as stack:
-                if schedule is not None:
-                    stack.enter_context(apply(self._pipe, schedule))
-                steps = self._workload.steps if schedule is None else schedule.n_steps
-                latents = self._latents(self._pipe, index, steps, self._noise(index))
+        found: dict[ReferenceName, Pictures] = {"default": plain}
+        if "converged" in self._names:
+            schedule = converged_schedule(self._pipe, self._workload)
+            with apply(self._pipe, schedule):
+                latents = self._latents(self._pipe, index, schedule.n_steps, self._noise(index))
             images = decode_latents(self._pipe, self._workload, latents)
-            found[name] = Pictures(latents=latents.float().cpu(), images=images.float().cpu())
+            found["converged"] = Pictures(latents=latents.float().cpu(), images=images.float().cpu())
         return found
 
-    def _scores(self, pictures: Pictures, references: Mapping[str, Pictures]) -> dict[str, float]:
+    def _scores(self, pictures: Pictures, references: Mapping[ReferenceName, Pictures]) -> dict[str, float]:
         scores: dict[str, float] = {}
         metrics = tuple(METRICS.values())
-        for name in REFERENCES:
+        for name in self._names:
             for metric, (value,) in score_pictures(metrics, pictures, references[name]).items():
                 scores[find_metric(metric, name).name] = value
         return scores

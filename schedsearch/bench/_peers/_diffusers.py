@@ -39,6 +39,9 @@ BLOCKS = r"^(transformer_blocks|single_transformer_blocks|blocks)\.\d+$"
 ALL_BUT_ENDS = (-1, 951)
 """Time steps at which attention may be skipped when as much as possible is."""
 
+ONLY_ONE = "spatial attention "
+"""Options that begin like this have no counterpart in a picture's model, so words need not say it."""
+
 CONFIG_NAME = re.compile(r"\w*(Cache|Broadcast)Config")
 
 
@@ -129,14 +132,16 @@ class MagCache(DiffusersCache):
 def worded(values: Mapping[str, Any]) -> str:
     """Returns options in words.
 
-    >>> worded({"threshold": 0.1, "use_lite_mode": True})
-    'threshold 0.1, use lite mode'
+    >>> worded({"threshold": 0.1, "use_lite_mode": True, "skip_range": (100, 800)})
+    'threshold 0.1, use lite mode, skip range 100 to 800'
     """
     words = []
     for name, value in values.items():
-        plain = name.replace("_", " ")
+        plain = name.replace("_", " ").removeprefix(ONLY_ONE)
         if value is True:
             words.append(plain)
+        elif isinstance(value, tuple):
+            words.append(f"{plain} {' to '.join(map(str, value))}")
         elif isinstance(value, int | float | str) and value is not False:
             words.append(f"{plain} {value:g}" if isinstance(value, float) else f"{plain} {value}")
     return ", ".join(words) or "defaults"
