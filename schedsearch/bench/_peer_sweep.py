@@ -26,6 +26,9 @@ GIVE_UP = 2
 
 NO_WORK_SAVED = 0.999
 
+TYPICAL = 0.7
+"""Time of a setting over the plain run's, with the plain runs around it, while settings are tried."""
+
 MAX_WARNING = 160
 """Characters of a library's warning that are kept."""
 
@@ -119,6 +122,7 @@ class PeerTrials:
                 absent.append(Absent(family=name, setting="", cause=cause, reason=reason))
             else:
                 plans[name] = settings
+        self._announce(plans)
         entries: list[PeerEntry] = []
         swept: dict[str, int] = {}
         with self.display.stage("trying other libraries", sum(map(len, plans.values()))) as advance:
@@ -133,6 +137,13 @@ class PeerTrials:
         idle = {each.family for each in absent if each.cause == "no effect"}
         kept = tuple(entry for entry in entries if entry.family not in idle)
         return PeerSweep(entries=kept, absent=tuple(absent), swept=swept)
+
+    def _announce(self, plans: Mapping[str, Sequence[Setting]]) -> None:
+        """Says how much there is to do, and about how long that takes."""
+        left = sum(_key(name, setting) not in self.log for name, settings in plans.items() for setting in settings)
+        if left:
+            minutes = left * (self.prompts + 1) * TYPICAL * self.runs.plain_seconds() / 60.0
+            self.display.line(f"{left} settings of other libraries to try: about {minutes:.1f} minutes")
 
     def _settings(self, peer: Peer) -> tuple[Cause, str, Sequence[Setting]]:
         """Why there are none, and of what kind that is; or the settings."""

@@ -155,6 +155,11 @@ class SideBySide:
                 gc.collect(0)  # between groups, so that no run is billed for it
         return turns
 
+    def plain_seconds(self) -> float:
+        """Returns the time of one plain run, warmed up."""
+        self._plain_run(0)
+        return self._plain_run(0)[0] / 1e3
+
     def look(self, index: int, contender: Contender) -> Look:
         """Returns what ``contender`` does on the prompt numbered ``index``; this run also warms it up."""
         if index not in self._plain_work:

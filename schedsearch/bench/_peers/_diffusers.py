@@ -104,8 +104,10 @@ class MagCache(DiffusersCache):
         """
         ratios = self.calibrated(host)
         known = {"num_inference_steps": host.steps, "mag_ratios": ratios}
-        grid = product((0.06, 0.24, 0.12, 0.5, 1.0), (3, 6), (0.2, 0.05))
-        options = [{"threshold": limit, "max_skip_steps": most, "retention_ratio": kept} for limit, most, kept in grid]
+        grid = product(((3, 0.2), (6, 0.2), (8, 0.05)), (0.06, 0.24, 0.12, 0.5, 1.0))
+        options = [
+            {"threshold": limit, "max_skip_steps": most, "retention_ratio": kept} for (most, kept), limit in grid
+        ]
         return [Setting(words=worded(each), values={**each, **known}) for each in options]
 
     def calibrated(self, host: Host) -> list[float]:
@@ -159,7 +161,7 @@ def _first_block(host: Host) -> Iterator[Mapping[str, Any]]:
 
 
 def _taylorseer(host: Host, **more: Any) -> Iterator[Mapping[str, Any]]:
-    for interval, before, order in product((3, 5, 2, 4, 7), (3, 1), (1, 2)):
+    for (before, order), interval in product(((3, 1), (3, 2), (1, 1)), (3, 5, 2, 4, 7)):
         yield {
             "cache_interval": interval, "disable_cache_before_step": before, "max_order": order,
             "taylor_factors_dtype": host.dtype, **more,
