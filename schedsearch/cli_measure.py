@@ -19,6 +19,7 @@ from schedsearch.cli_examples import epilog
 from schedsearch.cli_options import (
     ABLATION,
     CACHEQUANT,
+    COMPARED,
     CONTESTANTS,
     FAMILIES,
     FORMATS,
@@ -148,7 +149,7 @@ def correct(
 
 def compare(
     *,
-    model: AnyModel = "flux-mini",
+    model: Model = "flux-mini",
     schedule: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A schedule of yours. Repeatable.")
     ] = None,
@@ -160,8 +161,8 @@ def compare(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Families, separated by commas: compiled, euler, fora, diffusers-fbc, cachedit-dbcache and so on; "
-            "diffusers or cachedit for all of a library.",
+            help="Families, separated by commas; diffusers or cachedit for all of a library; all without it.",
+            autocompletion=some_of(COMPARED),
         ),
     ] = "",
     prompts: Annotated[int, typer.Option(metavar="N", help="Held-out prompts to run everything on.", min=1)] = 12,
@@ -172,29 +173,29 @@ def compare(
     into: Into = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
-    """Run schedules beside everything one might use instead: compile, fewer steps, diffusers' caches, cache-dit, masks.
+    """Run schedules beside everything one might use instead: compile, fewer steps, other libraries' caches, masks."""
+    from schedsearch.bench import CompareSettings, families_named, run_compare
 
-    Example: schedsearch compare --model flux-mini --frontier runs/flux-mini-4x/frontier --into README.md
-    """
-    from schedsearch.bench import CompareSettings, run_compare
-    from schedsearch.bench._compare import named
-
-    run_compare(
-        CompareSettings(
-            model=model,
-            schedules=tuple(schedule or ()),
-            frontier=frontier,
-            out=out,
-            only=named(only),
-            prompts=prompts,
-            minutes=minutes,
-            into=into,
-            device=device,
-            dtype=dtype,
-            command=shlex.join(["schedsearch", *sys.argv[1:]]),
+    with kept_work():
+        found = run_compare(
+            CompareSettings(
+                model=model,
+                schedules=tuple(schedule or ()),
+                frontier=frontier,
+                out=out,
+                only=families_named(only),
+                prompts=prompts,
+                minutes=minutes,
+                into=into,
+                device=device,
+                dtype=dtype,
+                command=shlex.join(["schedsearch", *sys.argv[1:]]),
+            )
         )
-    )
+    if as_json:
+        _terminal.print_json("compare", comparison=found)
 
 
 def profile(

@@ -6,7 +6,7 @@ a schedule at other resolutions, batches and step numbers than it was searched a
 
 from schedsearch.bench._cachequant import CacheQuantRow, CacheQuantSettings, run_cachequant
 from schedsearch.bench._calibration import CalibrateSettings, run_calibrate
-from schedsearch.bench._compare import CompareSettings, run_compare
+from schedsearch.bench._compare import CompareSettings, families, families_named, run_compare
 from schedsearch.bench._contest import ABLATION, CONTESTANTS, Contestant, ContestSettings, contest
 from schedsearch.bench._curves import Curve, curves_of, summary_of
 from schedsearch.bench._elsewhere import TransferSettings, run_transfer
@@ -35,6 +35,8 @@ __all__ = [
     "TransferSettings",
     "contest",
     "curves_of",
+    "families",
+    "families_named",
     "run_cachequant",
     "run_calibrate",
     "run_compare",

@@ -171,7 +171,7 @@ def families() -> dict[str, Family]:
     return {**first, **masks, **rest}
 
 
-def named(only: str) -> tuple[str, ...]:
+def families_named(only: str) -> tuple[str, ...]:
     """Returns the families that ``only`` names, separated by commas; the name of a library stands for all of its own.
 
     Raises:

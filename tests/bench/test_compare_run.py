@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from schedsearch.bench import CompareSettings, run_compare
-from schedsearch.bench._compare import Clock, families, named
+from schedsearch.bench import CompareSettings, families_named, run_compare
+from schedsearch.bench._compare import Clock, families
 from schedsearch.errors import UsageError
 from schedsearch.schedule import write_schedule
 from schedsearch.study import read_comparison
@@ -102,11 +102,11 @@ def test_everything_is_measured_in_one_run_that_can_be_stopped(six_steps, bad_sc
 
 
 def test_families_are_named_one_by_one_or_by_library():
-    assert named("euler, fora,euler") == ("euler", "fora")
-    assert set(named("cachedit")) == {name for name in families() if name.startswith("cachedit-")}
-    assert named("") == ()
+    assert families_named("euler, fora,euler") == ("euler", "fora")
+    assert set(families_named("cachedit")) == {name for name in families() if name.startswith("cachedit-")}
+    assert families_named("") == ()
     with pytest.raises(UsageError, match="--only: found 'teacache', expected some of compiled, euler"):
-        named("teacache")
+        families_named("teacache")
 
 
 @pytest.mark.parametrize(
