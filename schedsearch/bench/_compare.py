@@ -28,7 +28,7 @@ from schedsearch.bench._families import FAMILIES
 from schedsearch.bench._log import Log
 from schedsearch.bench._peer_sweep import PeerEntry, PeerSweep, PeerTrials, contender
 from schedsearch.bench._peers import Host, Peer, fresh, muted, peers
-from schedsearch.bench._sweep import FIT_PROMPTS, Entry, chosen, entries_of, fitted, sweep_study, swept
+from schedsearch.bench._sweep import FIT_PROMPTS, Entry, chosen, entries_of, fitted, in_turns, sweep_study, swept
 from schedsearch.errors import UsageError
 from schedsearch.evaluate import (
     METRICS,
@@ -80,8 +80,8 @@ PEER_PROMPTS = 2
 DRAWN = 4
 """Calibration prompts for libraries that calibrate themselves."""
 
-SWEEP_SHARE = 0.5
-"""Share of ``--minutes`` after which no further setting is tried."""
+MASK_SHARE, SWEEP_SHARE = 0.3, 0.5
+"""Shares of ``--minutes`` after which no further hand-made setting is tried, and none at all."""
 
 FEWEST = 4
 """Held-out prompts that are run whatever the time."""
@@ -342,7 +342,9 @@ def _masks(session: Session, ours: Sequence[tuple[str, Schedule]]) -> tuple[list
         evaluator = bench.evaluator(bench.prompts.prompts[: max(MASK_PROMPTS, FIT_PROMPTS)], 0)
         wanted = entries_of(bench, names, None, slowest=min(BUDGETS), reach=max(BUDGETS) * REACH)
         entries = [e for e in wanted if any(budget <= e.speedup <= REACH * budget for budget in BUDGETS)]
-        scored = swept(bench, evaluator, study, entries, MASK_PROMPTS)
+        scored = swept(
+            bench, evaluator, study, in_turns(entries), MASK_PROMPTS, is_over=lambda: session.clock.is_past(MASK_SHARE)
+        )
         found = fitted(bench, evaluator, (*mine, *chosen(scored, speeds=BUDGETS, leeways=(SPARE,))))
     session.display.line(f"Chose {len(found) - len(mine)} of {len(entries)} hand-made settings")
     return found, {name: sum(entry.family == name for entry in entries) for name in names}

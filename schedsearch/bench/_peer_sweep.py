@@ -14,6 +14,7 @@ from typing import Any
 
 from schedsearch.bench._log import Log
 from schedsearch.bench._peers import Host, Peer, Setting, muted
+from schedsearch.bench._sweep import never
 from schedsearch.evaluate import Contender, Look, SideBySide, Turn, told
 from schedsearch.optimize import Display
 from schedsearch.study import Absent, Cause
@@ -85,11 +86,6 @@ def contender(name: str, peer: Peer, setting: Setting, host: Host) -> Contender:
         prepare=partial(peer.applied, setting, host),
         is_compiled=peer.is_kept,
     )
-
-
-def never() -> bool:
-    """Returns that time is not up."""
-    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ Speeds are predicted by the cost model; what is chosen here is measured elsewher
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
@@ -129,14 +129,53 @@ def sweep_study(bench: Bench, out: Path, prompts: int) -> Study:
     )
 
 
+def in_turns(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries family by family in turns, of each first some that lie far apart, then those between them.
+
+    So a sweep that is ended early has seen a little of everything.
+    """
+    families: dict[str, list[Entry]] = {}
+    for entry in entries:
+        families.setdefault(entry.family, []).append(entry)
+    ranked = []
+    for place, members in enumerate(families.values()):
+        members.sort(key=lambda entry: entry.speedup)
+        bits = len(members).bit_length()
+        order = sorted(range(len(members)), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+        ranked += [(turn, place, members[i]) for turn, i in enumerate(order)]
+    return [entry for _, _, entry in sorted(ranked, key=lambda each: each[:2])]
+
+
+def never() -> bool:
+    """That time is not up."""
+    return False
+
+
 def swept(
-    bench: Bench, evaluator: PipelineEvaluator, study: Study, entries: Sequence[Entry], fidelity: int
+    bench: Bench,
+    evaluator: PipelineEvaluator,
+    study: Study,
+    entries: Sequence[Entry],
+    fidelity: int,
+    *,
+    is_over: Callable[[], bool] = never,
 ) -> list[Entry]:
-    """The entries with their scores; those that fail are left out."""
+    """The entries with their scores; those that fail are left out.
+
+    Args:
+        bench: the model, measured.
+        evaluator: takes scores.
+        study: what has a score already is not run again, and what gets one is kept.
+        entries: in the order of trying.
+        fidelity: calibration prompts.
+        is_over: tells when time is up; what has no score by then is left out.
+    """
     scored = []
     with bench.display.stage("sweeping on calibration prompts", len(entries)) as advance:
         for done, entry in enumerate(entries):
             found = study.find(entry.schedule.id)
+            if found is None and is_over():
+                continue
             if found is None:
                 candidate = Candidate(schedule=entry.schedule, searcher=entry.family, ask=len(study))
                 found = evaluator.evaluate(candidate, fidelity=fidelity)
@@ -145,7 +184,7 @@ def swept(
                 scored.append(replace(entry, score=found.values[1]))
             advance(done + 1, len(entries), f"{FAMILIES[entry.family].title}: {entry.setting}")
     bench.display.line(
-        f"Swept {len(entries)} settings, {len(entries) - len(scored)} of them hopeless: "
+        f"Swept {len(entries)} settings, {len(entries) - len(scored)} of them hopeless or left out: "
         f"{study.spent.denoiser_evals} denoiser evaluations"
     )
     return scored

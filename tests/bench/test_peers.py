@@ -180,7 +180,6 @@ def test_options_become_words():
 def test_libraries_are_heard_and_not_seen(capsys):
     logger = logging.getLogger("diffusers.hooks.mag_cache")
     with muted() as heard:
-        print("calibration")  # noqa: T201 - as MagCache does
         logger.warning("careful\n  now")
         logger.warning("careful now")
     assert heard == ["careful now"]

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from io import StringIO
 from typing import Any
 
 import torch
@@ -81,7 +80,12 @@ class Peer(ABC):
         """Yields a pipeline of its own with ``setting`` on it."""
         pipe = host.fresh()
         with muted():
-            self.enable(pipe, setting, host)
+            try:
+                self.enable(pipe, setting, host)
+            except Exception:
+                with suppress(Exception):  # it may be half on
+                    self.disable(pipe)
+                raise
         try:
             yield pipe
         finally:
@@ -109,15 +113,15 @@ LOGGERS = ("diffusers", "CACHE_DIT")
 
 @contextmanager
 def muted() -> Iterator[list[str]]:
-    """Keeps libraries from printing while the block runs, and collects what they warn of."""
+    """Keeps libraries from logging while the block runs, and collects what they warn of."""
     listener = _Listener()
     loggers = [logging.getLogger(name) for name in LOGGERS]
     handlers = [list(logger.handlers) for logger in loggers]
     for logger in loggers:
         logger.handlers = [listener]
     try:
-        with redirect_stdout(StringIO()):
-            yield listener.heard
+        yield listener.heard
     finally:
         for logger, before in zip(loggers, handlers, strict=True):
-            logger.handlers = before
+            # A library that was imported meanwhile has set up its own.
+            logger.handlers = before + [each for each in logger.handlers if each is not listener]
