@@ -16,7 +16,7 @@ from schedsearch import __version__, _terminal
 from schedsearch._terminal import Talk
 from schedsearch.cli_examples import epilog
 from schedsearch.cli_formats import calibrate, sensitivity
-from schedsearch.cli_measure import bench, correct, evaluate, profile
+from schedsearch.cli_measure import bench, compare, correct, evaluate, profile
 from schedsearch.cli_options import EXIT_INTERRUPTED
 from schedsearch.cli_read import models, show, validate
 from schedsearch.cli_report import report
@@ -59,7 +59,9 @@ def _add(verb: Callable[..., None]) -> None:
     app.command(epilog=epilog(verb.__name__))(verb)
 
 
-for _verb in (optimize, generate, show, validate, models, evaluate, correct, profile, sensitivity, calibrate, report):
+for _verb in (optimize, generate, show, validate, models, evaluate, compare, correct, profile):
+    _add(_verb)
+for _verb in (sensitivity, calibrate, report):
     _add(_verb)
 app.add_typer(bench)
 

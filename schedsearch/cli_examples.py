@@ -34,6 +34,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "schedsearch evaluate plan.json --model flux-mini --at 96x96,batch=4 --at steps=14",
         "schedsearch evaluate frontier --model flux-mini --prompts 8 --json",
     ),
+    "compare": (
+        "schedsearch compare --frontier frontier --prompts 16",
+        "schedsearch compare --model flux-mini --schedule plan.json --only compiled,euler,diffusers,cachedit --json",
+    ),
     "correct": ("schedsearch correct plan.json --model flux-mini --layers constant --out corrected.json",),
     "profile": (
         "schedsearch profile --model flux --random-weights --device cuda --dtype bfloat16 --formats int8,fp8_e4m3",

@@ -19,6 +19,7 @@ from schedsearch.cli_examples import epilog
 from schedsearch.cli_options import (
     ABLATION,
     CACHEQUANT,
+    COMPARED,
     CONTESTANTS,
     FAMILIES,
     FORMATS,
@@ -144,6 +145,57 @@ def correct(
     )
     if as_json:
         _terminal.print_json("correct", path=written, tables=display.tables)
+
+
+def compare(
+    *,
+    model: Model = "flux-mini",
+    schedule: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A schedule of yours. Repeatable.")
+    ] = None,
+    frontier: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your frontier folder, as `optimize` wrote it.")
+    ] = None,
+    out: Out = Path("runs/compare"),
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Families, separated by commas; diffusers or cachedit for all of a library; all without it.",
+            autocompletion=some_of(COMPARED),
+        ),
+    ] = "",
+    prompts: Annotated[int, typer.Option(metavar="N", help="Held-out prompts to run everything on.", min=1)] = 12,
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Try settings for half of it; begin no prompt after it.", show_default=False),
+    ] = None,
+    into: Into = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Run schedules beside everything one might use instead: compile, fewer steps, other libraries' caches, masks."""
+    from schedsearch.bench import CompareSettings, families_named, run_compare
+
+    with kept_work():
+        found = run_compare(
+            CompareSettings(
+                model=model,
+                schedules=tuple(schedule or ()),
+                frontier=frontier,
+                out=out,
+                only=families_named(only),
+                prompts=prompts,
+                minutes=minutes,
+                into=into,
+                device=device,
+                dtype=dtype,
+                command=shlex.join(["schedsearch", *sys.argv[1:]]),
+            )
+        )
+    if as_json:
+        _terminal.print_json("compare", comparison=found)
 
 
 def profile(

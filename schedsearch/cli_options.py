@@ -33,9 +33,17 @@ FORMATS = ("fp16", "bf16", "fp8_e4m3", "int8", "int6", "int5", "int4", "int3", "
 CONTESTANTS = ("auto", "ecad", "s3", "autodiffusion", "bayes", "anneal", "cachequant", "random")
 ABLATION = ("joint", "steps", "solver", "cache", "pruning", "formats", "joint without formats")
 FAMILIES = (
-    "euler", "dpm", "unipc", "adams", "fora", "taylorseer-1", "taylorseer-2", "delta-dit", "cache-dit",
-    *CONTESTANTS[1:],
+    "euler", "dpm", "unipc", "adams", "fora", "taylorseer-1", "taylorseer-2", "delta-dit",
+    "smoothcache", "cache-dit", *CONTESTANTS[1:],
 )  # fmt: skip
+COMPARED = (
+    "compiled", *FAMILIES[: FAMILIES.index("cache-dit") + 1], "diffusers", "diffusers-fbc", "diffusers-taylorseer",
+    "diffusers-taylorseer-blocks", "diffusers-taylorseer-lite", "diffusers-magcache", "diffusers-pab",
+    "diffusers-fastercache", "diffusers-seacache", "diffusers-textkv", "cachedit", "cachedit-dbcache",
+    "cachedit-taylorseer", "cachedit-taylorseer-2", "cachedit-dmd", "cachedit-foca", "cachedit-dbprune", "cachedit-scm",
+    "cachedit-scm-taylorseer", "cachedit-scm-dynamic",
+)  # fmt: skip
+"""Families of `compare`, and libraries that stand for theirs."""
 CACHEQUANT = ("W8A8", "W4A8")
 
 _SPACE_MARK = "\nformat: schedsearch.space\n"

@@ -120,3 +120,69 @@ def frontier_folder(schedule, tmp_path):
     plain = dataclasses.replace(schedule, ops=(), measured=(measured,))
     write_frontier(tmp_path / "frontier", [schedule, plain], quality="psnr")
     return tmp_path / "frontier"
+
+
+@pytest.fixture(scope="session")
+def make_row():
+    """Makes a measured row from the speedups and the PSNR of every prompt; its error falls where PSNR rises."""
+    from schedsearch.study import Row, Score, mean_of, median_of
+
+    def make(family, setting, ratios, psnr, **fields):
+        scores = tuple(
+            Score(metric=name, mean=mean_of(values), values=values)
+            for name, values in (("psnr", tuple(psnr)), ("latent_error", tuple(1.0 / value for value in psnr)))
+        )
+        known = {"schedule": "", "latency_ms": 10.0, "work": 0.5, "note": ""}
+        return Row(
+            family=family, setting=setting, speedup=median_of(ratios), ratios=tuple(ratios), scores=scores,
+            **{**known, **fields},
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def comparison(make_row):
+    """A comparison of ours with two others, in which ours lead at 2x, lose at 4x and are too slow for 6x."""
+    from schedsearch.study import Absent, Comparison, Conditions, Family, Measure, Version, verdicts
+    from schedsearch.study._comparison import FORMAT, VERSION
+
+    rows = (
+        make_row("ours", "ours-2x", (2.1, 2.0, 2.2), (50.0, 52.0, 54.0), schedule="sha256:2"),
+        make_row("ours", "ours-4x", (4.1, 4.0, 4.2), (30.0, 31.0, 32.0), schedule="sha256:4"),
+        make_row("plain", "eager", (1.0, 1.0, 1.0), (100.0, 100.0, 100.0), work=1.0),
+        make_row("euler", "14 steps", (2.0, 2.0, 2.1), (40.0, 42.0, 44.5), schedule="sha256:e"),
+        make_row("diffusers-fbc", "threshold 0.5", (4.5, 4.4, 4.6), (35.0, 36.0, 37.5)),
+        make_row("diffusers-fbc", "threshold 1", (6.5, 6.4, 6.6), (20.0, 21.0, 22.0), note="by hand"),
+    )
+    metrics = (
+        Measure(name="psnr", unit="dB", better="max"),
+        Measure(name="latent_error", unit="1", better="min"),
+    )
+    budgets = (2.0, 4.0, 6.0, 8.0)
+    return Comparison(
+        format=FORMAT, version=VERSION, created_by="schedsearch test", created="2026-01-01T00:00:00+00:00",
+        command="schedsearch compare", seconds=90.0,
+        conditions=Conditions(
+            model="toy", weights="w" * 64, width=64, height=64, steps=28, batch=1, dtype="float32", device="2 cores",
+            prompts="toy-held-out", prompts_sha256="ab" * 32, n_prompts=3, seed=1,
+            versions=(Version(name="diffusers", version="0.42.1"),),
+        ),
+        metrics=metrics, budgets=budgets,
+        families=(
+            Family(name="ours", title="ours", source="ours", library="", swept=0),
+            Family(name="plain", title="full run", source="plain", library="", swept=0),
+            Family(name="euler", title="fewer steps, Euler", source="schedules", library="", swept=9),
+            Family(
+                name="diffusers-fbc", title="diffusers FirstBlockCache", source="peer", library="diffusers", swept=5
+            ),
+            Family(name="cachedit-foca", title="cache-dit DBCache + FoCa", source="peer", library="cache-dit", swept=0),
+        ),
+        rows=rows,
+        absent=(
+            Absent(family="cachedit-foca", setting="", cause="failed", reason="ValueError: not there yet"),
+            Absent(family="diffusers-fbc", setting="threshold 9", cause="failed", reason="RuntimeError: no"),
+            Absent(family="diffusers-fbc", setting="threshold 8", cause="failed", reason="RuntimeError: no"),
+        ),
+        verdicts=verdicts(rows, metrics, budgets),
+    )  # fmt: skip

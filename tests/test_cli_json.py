@@ -169,6 +169,16 @@ def test_bench_tables_are_the_rows(run_cli, monkeypatch, tmp_path):
     assert asked(run_cli, "bench", "cachequant")["rows"] == [{**dataclasses.asdict(cell), "errors": [0.1, 0.2]}]
 
 
+def test_compare_tells_the_whole_record(run_cli, monkeypatch, comparison):
+    from schedsearch.study import Comparison
+    from schedsearch.study._tree import decoded, encoded
+
+    monkeypatch.setattr("schedsearch.bench.run_compare", lambda *_: comparison)
+    told = asked(run_cli, "compare")["comparison"]
+    assert decoded(Comparison, told) == comparison
+    assert encoded(comparison).keys() == told.keys()
+
+
 def test_a_file_that_was_written_is_named_and_told(run_cli, monkeypatch, tmp_path):
     target = tmp_path / "t.json"
     target.write_text('{"format": "x", "rows": [1]}')

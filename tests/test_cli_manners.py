@@ -238,6 +238,7 @@ def workshop(schedule, schedule_file, frontier_folder, tmp_path, monkeypatch):
         ("run_contest", ()),
         ("run_speeds", ()),
         ("run_cachequant", ()),
+        ("run_compare", None),
     ):
         monkeypatch.setattr(bench, name, note(answer))
     return asked
@@ -289,6 +290,10 @@ def test_names_that_are_completed_are_those_there_are():
     assert tuple(bench.CONTESTANTS) == cli_options.CONTESTANTS
     assert tuple(bench.ABLATION) == cli_options.ABLATION
     assert tuple(bench.FAMILIES) == cli_options.FAMILIES
+    assert {*bench.families(), "diffusers", "cachedit"} >= {*cli_options.COMPARED}
+    assert [name for name in cli_options.COMPARED if name not in ("diffusers", "cachedit")] == [
+        name for name in bench.families() if name in cli_options.COMPARED
+    ]
     assert tuple(_cachequant.FORMATS) == cli_options.CACHEQUANT
     assert [schedule.parse_budget(text) for text in cli_options.BUDGETS]
 

@@ -6,6 +6,7 @@ a schedule at other resolutions, batches and step numbers than it was searched a
 
 from schedsearch.bench._cachequant import CacheQuantRow, CacheQuantSettings, run_cachequant
 from schedsearch.bench._calibration import CalibrateSettings, run_calibrate
+from schedsearch.bench._compare import CompareSettings, families, families_named, run_compare
 from schedsearch.bench._contest import ABLATION, CONTESTANTS, Contestant, ContestSettings, contest
 from schedsearch.bench._curves import Curve, curves_of, summary_of
 from schedsearch.bench._elsewhere import TransferSettings, run_transfer
@@ -23,6 +24,7 @@ __all__ = [
     "CacheQuantRow",
     "CacheQuantSettings",
     "CalibrateSettings",
+    "CompareSettings",
     "ContestSettings",
     "Contestant",
     "Curve",
@@ -33,8 +35,11 @@ __all__ = [
     "TransferSettings",
     "contest",
     "curves_of",
+    "families",
+    "families_named",
     "run_cachequant",
     "run_calibrate",
+    "run_compare",
     "run_contest",
     "run_profile",
     "run_sensitivity",

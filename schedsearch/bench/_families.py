@@ -13,9 +13,10 @@ from pathlib import Path
 
 from schedsearch.bench._contest import CONTESTANTS
 from schedsearch.schedule import COMPUTE, REUSE, Schedule, Solver
+from schedsearch.search._probe_seeds import smoothcache
 from schedsearch.search._rule_seeds import forecast_row, interval_steps, scm, with_row, with_rows
 from schedsearch.space import SearchSpace, warp
-from schedsearch.study import Frontier, Study
+from schedsearch.study import Frontier, Probe, Study
 
 Named = Iterator[tuple[str, Schedule]]
 """Settings in words, and what they make."""
@@ -40,11 +41,13 @@ SAME_GRID = 1e-6
 class Family:
     """A way to be faster: its ``title`` in tables, and what makes its settings.
 
-    Exactly one of the two is given: ``make`` from a space, or ``search``, the name under which `bench search` ran it.
+    Exactly one of the three is given: ``make`` from a space, ``make_probed`` from a space and its recorded run, or
+    ``search``, the name under which `bench search` ran it.
     """
 
     title: str
     make: Callable[[SearchSpace], Named] | None = None
+    make_probed: Callable[[SearchSpace, Probe], Named] | None = None
     search: str = ""
 
 
@@ -100,6 +103,13 @@ def delta_dit(space: SearchSpace) -> Named:
                 yield f"N={interval}, {size} of {len(blocks)} blocks, switch {switch}", with_rows(space, rows)
 
 
+def smooth(space: SearchSpace, probe: Probe) -> Named:
+    """SmoothCache: steps are left out as long as blocks changed by less than a limit, published ones and all others."""
+    for name, schedule in smoothcache(space, probe, range(1, space.n_steps)):
+        setting, _, level = name.partition("@")
+        yield f"{setting}{_at(level)}", schedule
+
+
 def _at(level: str) -> str:
     level = level.lstrip("@")
     return f", per {level}" if level else ""
@@ -136,6 +146,7 @@ FAMILIES: Mapping[str, Family] = {
     "taylorseer-1": Family(title="TaylorSeer, order 1", make=partial(intervals, order=1, firsts=(1, 2, 3))),
     "taylorseer-2": Family(title="TaylorSeer, order 2", make=partial(intervals, order=2, firsts=(1, 2, 3))),
     "delta-dit": Family(title="Delta-DiT", make=delta_dit),
+    "smoothcache": Family(title="SmoothCache", make_probed=smooth),
     "cache-dit": Family(title="cache-dit masks", make=masks),
     **{name: Family(title=f"search: {name}", search=name) for name in CONTESTANTS if name != "auto"},
 }

@@ -8,27 +8,22 @@ counts for a speed only if it was measured to reach it. This module does not kno
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from schedsearch.bench._contest import open_bench
-from schedsearch.bench._families import FAMILIES, Family, found_by
+from schedsearch.bench._families import FAMILIES
 from schedsearch.bench._speeds_table import OURS, SPEEDS, SpeedRow, comparison, note_of, write_csv
+from schedsearch.bench._sweep import FIT_PROMPTS, Entry, chosen, entries_of, fitted, sweep_study, swept
 from schedsearch.bench._tables import markdown, write_rows
-from schedsearch.errors import SchedSearchError, UsageError
-from schedsearch.evaluate import HeldOutRow, PipelineEvaluator, device_name, evaluate_held_out
+from schedsearch.errors import UsageError
+from schedsearch.evaluate import HeldOutRow, device_name, evaluate_held_out
 from schedsearch.optimize import HELD_OUT_SEED, Bench, Display
-from schedsearch.schedule import Schedule, read_frontier, write_atomically
-from schedsearch.study import Candidate, Study
-
-LEEWAYS = (1.0, 1.04)
-"""Predictions miss by a few per cent, so the best beyond a speed, and beyond a little more, are both measured."""
-
-FIT_PROMPTS = 32
-"""Calibration prompts the coefficients of other searchers' table steps are fitted on."""
+from schedsearch.schedule import read_frontier, write_atomically
+from schedsearch.study import Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,25 +60,6 @@ class SpeedSettings:
             raise UsageError(f"--prompts: found {self.prompts}, expected 1 or more.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One setting of one family.
-
-    Attributes:
-        family: its name.
-        setting: in words.
-        schedule: what it makes.
-        speedup: predicted.
-        score: PSNR in dB on calibration prompts; ``None`` before it is measured.
-    """
-
-    family: str
-    setting: str
-    schedule: Schedule
-    speedup: float
-    score: float | None = None
-
-
 def run_speeds(settings: SpeedSettings, display: Display | None = None) -> tuple[SpeedRow, ...]:
     """Measures what is missing in ``settings.out`` and writes ``speeds.csv``, ``speeds-table.csv``, ``speeds-table.md``
     and ``speeds.png``; returns what was measured on held-out prompts.
@@ -97,109 +73,18 @@ def run_speeds(settings: SpeedSettings, display: Display | None = None) -> tuple
     ours = [(entry.label or entry.file, index.load(entry)) for entry in index.entries]
     settings.out.mkdir(parents=True, exist_ok=True)
     bench = open_bench(settings.model, settings.out, device=settings.device, dtype=settings.dtype, display=display)
-    with _sweep_study(bench, settings) as study:
+    with sweep_study(bench, settings.out, settings.prompts) as study:
         evaluator = bench.evaluator(bench.prompts.prompts[: max(settings.prompts, FIT_PROMPTS)], 0)
-        swept = _swept(bench, evaluator, study, _entries(bench, settings), settings.prompts)
+        entries = entries_of(bench, settings.families, settings.studies, slowest=min(SPEEDS))
+        scored = swept(bench, evaluator, study, entries, settings.prompts)
         mine = [Entry(family=OURS, setting=label, schedule=s, speedup=bench.ratio(s)) for label, s in ours]
-        finalists = _fitted(bench, evaluator, (*mine, *chosen(swept)))
+        finalists = fitted(bench, evaluator, (*mine, *chosen(scored, speeds=SPEEDS)))
         rows = _measured(bench, study, finalists)
     _write(bench, settings, rows)
     return rows
 
 
-# ---- the sweep
-
-
-def _entries(bench: Bench, settings: SpeedSettings) -> list[Entry]:
-    """All settings that may reach a speed of the table."""
-    found = []
-    for name in settings.families:
-        for setting, schedule in _settings(bench, name, FAMILIES[name], settings.studies):
-            speedup = bench.ratio(schedule)
-            if speedup >= min(SPEEDS):
-                found.append(Entry(family=name, setting=setting, schedule=schedule, speedup=speedup))
-    return found
-
-
-def _settings(bench: Bench, name: str, family: Family, studies: Path | None) -> Iterable[tuple[str, Schedule]]:
-    if family.make is not None:
-        return family.make(bench.space)
-    found = () if studies is None else tuple(found_by(family.search, studies))
-    if not found:
-        where = "without --studies" if studies is None else f"in {studies}"
-        bench.display.line(f"Left out {name}: found no study of it {where}; `schedsearch bench search` makes them")
-    return found
-
-
-def _sweep_study(bench: Bench, settings: SpeedSettings) -> Study:
-    """Where scores are kept, so that a sweep that was stopped goes on."""
-    return Study.open(
-        settings.out / "sweep.db",
-        "sweep",
-        objectives=bench.evaluator(bench.prompts.prompts[:1], 0).objectives,
-        settings={
-            "bench": "speeds",
-            "model": asdict(bench.plain.model),
-            "weights": bench.weights,
-            "prompts": bench.prompts.sha256,
-            "fidelity": settings.prompts,
-            "dtype": settings.dtype,
-        },
-        resume=True,
-    )
-
-
-def _swept(
-    bench: Bench, evaluator: PipelineEvaluator, study: Study, entries: Sequence[Entry], fidelity: int
-) -> list[Entry]:
-    """The entries with their scores; those that fail are left out."""
-    scored = []
-    with bench.display.stage("sweeping on calibration prompts", len(entries)) as advance:
-        for done, entry in enumerate(entries):
-            found = study.find(entry.schedule.id)
-            if found is None:
-                candidate = Candidate(schedule=entry.schedule, searcher=entry.family, ask=len(study))
-                found = evaluator.evaluate(candidate, fidelity=fidelity)
-                study.append(found)
-            if found.status == "ok":
-                scored.append(replace(entry, score=found.values[1]))
-            advance(done + 1, len(entries), f"{FAMILIES[entry.family].title}: {entry.setting}")
-    bench.display.line(
-        f"Swept {len(entries)} settings, {len(entries) - len(scored)} of them hopeless: "
-        f"{study.spent.denoiser_evals} denoiser evaluations"
-    )
-    return scored
-
-
-def chosen(
-    entries: Iterable[Entry], *, speeds: Sequence[float] = SPEEDS, leeways: Sequence[float] = LEEWAYS
-) -> tuple[Entry, ...]:
-    """Per family, the best scored entry for each speed with each leeway, every schedule once."""
-    families: dict[str, list[Entry]] = {}
-    for entry in entries:
-        families.setdefault(entry.family, []).append(entry)
-    kept: dict[tuple[str, str], Entry] = {}
-    for family, members in families.items():
-        for bound in (speed * leeway for speed in speeds for leeway in leeways):
-            fast = [e for e in members if e.speedup >= bound and e.score is not None]
-            if fast:
-                best = max(fast, key=lambda e: (e.score or 0.0, e.speedup))
-                kept.setdefault((family, best.schedule.id), best)
-    return tuple(kept.values())
-
-
 # ---- the measurement
-
-
-def _fitted(bench: Bench, evaluator: PipelineEvaluator, entries: Iterable[Entry]) -> list[Entry]:
-    """The entries as a runtime can follow them; one that cannot be fitted is left out."""
-    found = []
-    for entry in entries:
-        try:
-            found.append(replace(entry, schedule=evaluator.fit(entry.schedule, FIT_PROMPTS)))
-        except (SchedSearchError, FloatingPointError) as error:
-            bench.display.line(f"Left out {entry.family}, {entry.setting}: {error}")
-    return found
 
 
 def _measured(bench: Bench, study: Study, entries: Sequence[Entry]) -> tuple[SpeedRow, ...]:

@@ -22,6 +22,7 @@ from schedsearch.study._frontier import Frontier
 from schedsearch.study._probe import BlockProbe, Probe
 from schedsearch.study._records import Candidate, Evaluation, Objective
 from schedsearch.study._study import JSON, Notes, Spent, Study
+from schedsearch.study._verdicts import front, mean_of, median_of, rows_on_front, verdict, verdicts
 
 __all__ = [
     "JSON",
@@ -48,8 +49,14 @@ __all__ = [
     "Study",
     "Verdict",
     "Version",
+    "front",
+    "mean_of",
     "measured_runs",
+    "median_of",
     "read_comparison",
+    "rows_on_front",
     "speed_labels",
+    "verdict",
+    "verdicts",
     "write_comparison",
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import types
-import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -81,7 +80,7 @@ def _leaf(kind: Any, value: object, path: str) -> object:
 def _record(kind: type, value: object, path: str) -> object:
     if not isinstance(value, dict):
         raise _wrong(path, value, "an object")
-    hints = typing.cast("dict[str, Any]", get_type_hints(kind))
+    hints = get_type_hints(kind)
     names = [field.name for field in fields(kind)]
     for key in value:
         if key not in names:

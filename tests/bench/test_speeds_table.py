@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from schedsearch.bench import FAMILIES, SpeedSettings
-from schedsearch.bench._speeds import Entry, chosen
 from schedsearch.bench._speeds_table import OURS, SpeedRow, best_at, comparison, note_of, write_csv
+from schedsearch.bench._sweep import Entry, chosen, in_turns
 from schedsearch.bench._tables import markdown
 from schedsearch.errors import UsageError
 
@@ -54,6 +54,15 @@ def test_of_equal_scores_the_faster_goes_on_and_what_has_none_does_not(schedule)
         entry(schedule, "fora", 9.0, None),
     ]
     assert settings_of(chosen(entries, speeds=(2.0, 8.0))) == [("fora", "3.0")]
+
+
+def test_a_sweep_that_is_ended_early_has_seen_a_little_of_everything(schedule):
+    entries = [entry(schedule, family, speed, None) for family in ("fora", "euler") for speed in (5.0, 2.0, 3.0, 4.0)]
+    assert settings_of(in_turns(entries)) == [
+        ("fora", "2.0"), ("euler", "2.0"), ("fora", "4.0"), ("euler", "4.0"),
+        ("fora", "3.0"), ("euler", "3.0"), ("fora", "5.0"), ("euler", "5.0"),
+    ]  # fmt: skip
+    assert in_turns([]) == []
 
 
 ROWS = (
