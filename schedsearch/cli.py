@@ -59,9 +59,10 @@ def _add(verb: Callable[..., None]) -> None:
     app.command(epilog=epilog(verb.__name__))(verb)
 
 
-for _verb in (optimize, generate, show, validate, models, evaluate, compare, correct, profile):
-    _add(_verb)
-for _verb in (sensitivity, calibrate, report):
+_VERBS: tuple[Callable[..., None], ...] = (
+    optimize, generate, show, validate, models, evaluate, compare, correct, profile, sensitivity, calibrate, report,
+)  # fmt: skip
+for _verb in _VERBS:
     _add(_verb)
 app.add_typer(bench)
 

@@ -32,10 +32,7 @@ def report(
         str | None, typer.Option(metavar="URL", help="Where the study is kept, if not in the folder.")
     ] = None,
     study: Annotated[str, typer.Option(metavar="NAME", help="The study's name, if the storage holds several.")] = "",
-<<<<<<< HEAD
     as_json: Json = False,
-=======
->>>>>>> 145c8ffe51b33d48238ecc449d6ad343cb311ddb
 ) -> None:
     """Make the report of a search again, as one HTML file that needs no network."""
     from schedsearch_reports import report_data, write_report, write_stills

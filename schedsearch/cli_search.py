@@ -56,22 +56,6 @@ def optimize(
         Path | None,
         typer.Option(metavar="FILE", help="What `schedsearch sensitivity` measured, for auto to begin from."),
     ] = None,
-    sensitivity: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What `schedsearch sensitivity` measured, for auto to begin from."),
-    ] = None,
-    sensitivity: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What `schedsearch sensitivity` measured, for auto to begin from."),
-    ] = None,
-    sensitivity: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What `schedsearch sensitivity` measured, for auto to begin from."),
-    ] = None,
-    sensitivity: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What `schedsearch sensitivity` measured, for auto to begin from."),
-    ] = None,
     search: Annotated[
         str,
         typer.Option(
@@ -150,10 +134,6 @@ def optimize(
         model=model,
         budget=budget,
         max_memory=max_memory,
-        sensitivity=sensitivity,
-        sensitivity=sensitivity,
-        sensitivity=sensitivity,
-        sensitivity=sensitivity,
         sensitivity=sensitivity,
         search=search,
         space=space,

@@ -160,7 +160,7 @@ class _Builder:
 
     def _generation(self, schedule_id: str) -> int:
         """Longest line of parents behind a schedule, as far as the study knows them."""
-        parents = {}
+        parents: dict[str, tuple[str, ...]] = {}
         for evaluation in self.study.evaluations():
             parents.setdefault(evaluation.candidate.schedule.id, evaluation.candidate.parents)
         depth: dict[str, int] = {}

@@ -155,8 +155,8 @@ def sentences(comparison: Comparison, measure: Measure) -> list[str]:
 def _in_words(outcome: str, lead: Interval, measure: Measure) -> str:
     unit = UNITS.get(measure.unit, "")
     if outcome == "level":
-        low, high = _signed(lead.low, measure), _signed(lead.high, measure)
-        return f"{_signed(lead.value, measure)}{unit} [{low}, {high}]"
+        bounds = f"[{_signed(lead.low, measure)}, {_signed(lead.high, measure)}]"
+        return f"{_signed(lead.value, measure)}{unit} {bounds}"
     sign = -1.0 if outcome == "behind" else 1.0
     low, high = sorted(sign * bound for bound in (lead.low, lead.high))
     return f"{number(sign * lead.value, measure)}{unit} [{number(low, measure)}, {number(high, measure)}]"
