@@ -28,6 +28,8 @@ NEEDED = (
     "schedsearch_calibration/models/flux-mini/transformer/*.safetensors",
     "schedsearch_calibration/models/flux-mini/vae/*.safetensors",
     "schedsearch_calibration/models/flux-mini/text_encoder_2/*.safetensors",
+    "schedsearch_calibration/models/flux-mini-clip/model.safetensors",
+    "schedsearch_calibration/models/flux-mini-clip/processor_config.json",
     "schedsearch-*.dist-info/licenses/LICENSE",
     "schedsearch-*.dist-info/licenses/NOTICE",
 )

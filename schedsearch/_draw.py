@@ -6,7 +6,8 @@ Everything here returns something `rich` can print and prints nothing itself. Do
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -173,4 +174,16 @@ def models_table(rows: Iterable[tuple[str, str, str, str, bool]]) -> Table:
         table.add_column(heading, overflow="fold")
     for name, weights, had, run, at_hand in rows:
         table.add_row(name, weights, run, Text(had, style="green" if at_hand else "yellow"))
+    return table
+
+
+def metrics_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Return the table of metrics; a row is what ``schedsearch metrics --json`` tells of one."""
+    compared = {"pair": "full run's picture", "prompt": "prompt", "set": "full run's pictures"}
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("name", "unit", "better", "compared with", "at hand", "what it says"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        at_hand = Text("yes", style="green") if row["at_hand"] else Text("no", style="yellow")
+        table.add_row(row["name"], row["unit"], row["better"], compared[row["needs"]], at_hand, row["says"])
     return table

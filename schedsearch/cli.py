@@ -18,7 +18,7 @@ from schedsearch.cli_examples import epilog
 from schedsearch.cli_formats import calibrate, sensitivity
 from schedsearch.cli_measure import bench, compare, correct, evaluate, profile
 from schedsearch.cli_options import EXIT_INTERRUPTED
-from schedsearch.cli_read import models, show, validate
+from schedsearch.cli_read import metrics, models, show, validate
 from schedsearch.cli_report import report
 from schedsearch.cli_search import EXIT_TERMINATED, generate, optimize, resume_command
 from schedsearch.errors import EvaluationError, SchedSearchError, UsageError
@@ -60,7 +60,7 @@ def _add(verb: Callable[..., None]) -> None:
 
 
 _VERBS: tuple[Callable[..., None], ...] = (
-    optimize, generate, show, validate, models, evaluate, compare, correct, profile, sensitivity, calibrate, report,
+    optimize, generate, show, validate, models, metrics, evaluate, compare, correct, profile, sensitivity, calibrate, report,
 )  # fmt: skip
 for _verb in _VERBS:
     _add(_verb)

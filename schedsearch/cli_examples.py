@@ -11,6 +11,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "optimize": (
         "schedsearch optimize --model flux-mini --budget 4x",
         "schedsearch optimize --model flux --budget 4x --device cuda --dtype bfloat16 --minutes 60 --watch 8000",
+        "schedsearch optimize --model flux-mini --budget 4x --metric psnr,clip",
         "schedsearch optimize --model flux-mini --budget 60%macs --search ecad --space space.yaml --out runs/mine",
     ),
     "generate": (
@@ -29,6 +30,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "models": (
         "schedsearch models",
         "schedsearch models --json",
+    ),
+    "metrics": (
+        "schedsearch metrics --model flux-mini",
+        "schedsearch metrics --json",
     ),
     "evaluate": (
         "schedsearch evaluate plan.json --model flux-mini --at 96x96,batch=4 --at steps=14",

@@ -21,7 +21,7 @@ from schedsearch import _terminal
 EXIT_INTERRUPTED = 130
 
 SEARCHERS = ("auto", "anneal", "autodiffusion", "bayes", "cachequant", "ecad", "random", "s3")
-METRICS = ("psnr", "ssim", "latent_error")
+METRICS = ("psnr", "ssim", "latent_error", "lpips", "clip", "image_reward", "fid", "kid")
 REFERENCES = ("default", "converged")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")

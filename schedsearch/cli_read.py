@@ -1,4 +1,4 @@
-"""The verbs that only read: show, validate and models.
+"""The verbs that only read: show, validate, models and metrics.
 
 Like those of `schedsearch.cli`, they import what they need when they run.
 """
@@ -211,3 +211,35 @@ def _fields(card: Any) -> dict[str, Any]:
 def _how_to_get(card: Any) -> str:
     accept = f"accept the licence at {card.page}, then " if card.gated else ""
     return f"{accept}run `{card.download}`"
+
+
+def metrics(
+    *,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose feature network to ask for; the standard ones without it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the metrics, what each compares, and whether what it needs is at hand."""
+    from schedsearch.errors import ModelNotFoundError
+    from schedsearch.evaluate import METRICS, find_card, find_metric
+
+    weights = "" if model is None else find_card(model).metric_weights
+    rows: list[dict[str, Any]] = []
+    for name, metric in METRICS.items():
+        row = {"unit": metric.unit, "better": metric.better, "needs": metric.needs, "says": metric.summary}
+        try:
+            rows.append({"name": find_metric(name, weights=weights).name, **row, "at_hand": True, "missing": ""})
+        except ModelNotFoundError as error:
+            rows.append({"name": name, **row, "at_hand": False, "missing": str(error)})
+    if as_json:
+        _terminal.print_json("metrics", metrics=rows)
+        return
+    from schedsearch._draw import metrics_table
+
+    console = _terminal.console()
+    console.print(metrics_table(rows))
+    if _terminal.talk_of() > _terminal.Talk.QUIET:
+        for row in rows:
+            if row["missing"]:
+                console.print(f"\n{row['missing']}", style="dim")

@@ -84,7 +84,12 @@ def optimize(
         typer.Option(metavar="FILE", help="Calibration prompts, one per line, instead of the model's own."),
     ] = None,
     metric: Annotated[
-        str, typer.Option(metavar="NAME", help="What counts as quality.", autocompletion=one_of(METRICS))
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="What counts as quality; of several, separated by commas, the first decides.",
+            autocompletion=one_of(METRICS),
+        ),
     ] = "psnr",
     reference: Annotated[
         str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -158,3 +159,38 @@ def test_a_schedule_of_another_model_is_refused_by_name(generate, schedule_file)
     assert done.code == 2
     assert done.err.startswith("error: model.config: found ")
     assert "schedsearch optimize" in done.err
+
+
+def test_metrics_lists_what_each_needs_and_how_to_get_what_is_missing(run_cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    done = run_cli("metrics", "--model", "flux-mini")
+    assert (done.code, done.err) == (0, "")
+    rows = {line.split()[0]: line.split() for line in done.out.splitlines() if line.strip()}
+    assert rows["psnr"][1:3] == ["dB", "max"]
+    for name in ("clip[flux-mini-clip]", "fid[flux-mini-clip]", "kid[flux-mini-clip]"):
+        assert "yes" in rows[name]
+    done = run_cli("metrics")
+    assert done.code == 0
+    assert "Run `hf download openai/clip-vit-large-patch14`" in done.out
+
+
+def test_every_metric_and_network_has_its_line_in_the_docs():
+    from schedsearch.evaluate import METRICS
+    from schedsearch.evaluate._nets import names
+
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    for name, metric in METRICS.items():
+        direction = "larger" if metric.better == "max" else "smaller"
+        assert f"| `{name}` | {metric.unit} | {direction} |" in text
+    assert all(f"`{name}`" in text for name in names())
+
+
+def test_an_objective_that_is_not_at_hand_is_one_paragraph_and_code_2(run_cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    done = run_cli(
+        "optimize", "--model", "flux-mini", "--budget", "4x", "--metric", "clip[clip-vit-base-patch16]",
+        "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.code == 2
+    assert done.err.startswith("error: metric clip[clip-vit-base-patch16]: the weights are not at hand")
+    assert not (tmp_path / "out").exists()

@@ -97,7 +97,7 @@ class _Builder:
             title=self._title(),
             model=str(self.made.get("model", "")),
             budget=search.budget,
-            metric=self.study.objectives[-1].name,
+            metric=self.study.objectives[:2][-1].name,
             is_finished=bool(self.measured),
             headline=words.headline(),
             summary=tuple(words.summary()),
@@ -175,7 +175,7 @@ class _Builder:
                 f"Predicted from the cost model of {device}; qualities on the prompts of the search, not held-out ones"
             )
         first = next(r for r in self.measured[0].measured if r.metric not in ("speedup", "latency_ms"))
-        quality = next((r for r in self.measured[0].measured if r.metric == self.study.objectives[-1].name), first)
+        quality = next((r for r in self.measured[0].measured if r.metric == self.study.objectives[:2][-1].name), first)
         prompts = f"{quality.n} held-out pictures ({quality.prompts.split(' sha256')[0]})"
         batch = f"batch {quality.batch}"
         return " · ".join(part for part in (prompts, quality.device, quality.dtype, batch) if part)
@@ -239,7 +239,7 @@ class _Words:
         self.search = search
         self.chosen = chosen
         self.is_finished = is_finished
-        objective = study.objectives[-1]
+        objective = study.objectives[:2][-1]
         self.metric = next(
             (m for m in metrics if m.name == objective.name),
             metric_of(objective.name, objective.unit, objective.better),

@@ -109,7 +109,8 @@ def genes(records: Iterable[Evaluation], frontier: Frontier, plain_cost: float) 
 
 def _gap(record: Evaluation, frontier: Frontier) -> float:
     """How far the record's quality lies behind the best at its cost or below, 0 or more."""
-    best = frontier.best_within(frontier.objectives[0].name, record.values[0])
+    cost, quality, *_ = (objective.name for objective in frontier.objectives)
+    best = frontier.best_within(cost, record.values[0], best=quality)
     return 0.0 if best is None else abs(best.values[1] - record.values[1])
 
 

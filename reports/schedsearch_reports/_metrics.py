@@ -54,6 +54,11 @@ _KNOWN = {
     )
 }
 
+_THROUGH_A_NETWORK = {
+    "lpips": "LPIPS", "clip": "CLIP score", "image_reward": "ImageReward", "fid": "FID", "kid": "KID",
+}  # fmt: skip
+"""What is shown of a metric that sees through a network, which its name says in square brackets."""
+
 _CONVERGED = "converged_"
 
 
@@ -66,6 +71,15 @@ def metric_of(name: str, unit: str, better: str) -> Metric:
         known = _KNOWN[plain]
         label = known.label.replace("the full run", "a run of many more steps")
         return replace(known, name=name, label=label, short=f"{known.short}, converged", is_relative=False)
+    base, _, net = plain.removesuffix("]").partition("[")
+    if net and base in _THROUGH_A_NETWORK:
+        label = _THROUGH_A_NETWORK[base]
+        against = ", converged" if plain != name else ""
+        # The full run scores what it scores by its prompt; of what it is compared with it is the best there is.
+        is_relative = base in ("lpips", "fid", "kid") and not against
+        return _quality(
+            name, f"{label} through {net}{against}", f"{label}{against}", "", better=better, is_relative=is_relative
+        )
     words = name.replace("_", " ")
     shown = "" if unit == "1" else unit
     return _quality(name, words[:1].upper() + words[1:], words, shown, better=better, is_relative=False)

@@ -57,7 +57,7 @@ def scale_of(study: Study) -> Scale:
     point: Any = study.notes.get("reference point")
     if point is not None:
         return Scale(cost=float(point[0]), floor=float(point[1]), budget=budget)
-    quality = study.objectives[-1].name.removeprefix("converged_")
+    quality = study.objectives[:2][-1].name.removeprefix("converged_")
     cost = 0.0
     if study.objectives[0].name == "latency_ms" and "cost" in study.notes:
         cost = float(json.loads(str(study.notes["cost"]))["full_ms"])
@@ -86,7 +86,7 @@ def search_of(study: Study, scale: Scale, handed_over: Iterable[int]) -> Search:
         evals=study.spent.denoiser_evals + sum(int(stage["denoiser_evals"]) for stage in spent),
         seconds=study.spent.seconds + sum(float(stage["seconds"]) for stage in spent),
         prompts=fidelity if isinstance(fidelity, int) else max((r.fidelity for r in records), default=0),
-        metric=study.objectives[-1].name,
+        metric=study.objectives[:2][-1].name,
         budget="" if scale.budget is None else str(scale.budget),
         progress=tuple(_progress(study, records, scale)),
         tried=_tried(study, records, scale, words),
@@ -99,26 +99,27 @@ def search_of(study: Study, scale: Scale, handed_over: Iterable[int]) -> Search:
 
 def _progress(study: Study, records: Sequence[Evaluation], scale: Scale) -> Iterable[Progress]:
     """Yield where the search stood after every measurement that changed the frontier, and at the end."""
-    if not scale.cost or len(study.objectives) != 2:
+    point: Any = study.notes.get("reference point") or (scale.cost, scale.floor)
+    if not scale.cost or len(study.objectives) < 2 or len(point) != len(study.objectives):
         return
-    cost_name = study.objectives[0].name
+    cost_name, quality, *_ = (objective.name for objective in study.objectives)
     frontier = Frontier.of(study.objectives, ())
     evals, seconds, last = 0, 0.0, None
     for number, record in enumerate(records, 1):
         evals, seconds = evals + record.denoiser_evals, seconds + record.seconds
         grown = frontier
-        if record.status == "ok" and record.candidate.share == 1.0 and isfinite(record.values[-1]):
+        if record.status == "ok" and record.candidate.share == 1.0 and isfinite(record.values[:2][-1]):
             grown = frontier.add(record)
         if grown is not frontier and grown.evaluations != frontier.evaluations:
             frontier = grown
             bound = scale.bound
-            best = None if bound is None else frontier.best_within(cost_name, bound)
+            best = None if bound is None else frontier.best_within(cost_name, bound, best=quality)
             last = Progress(
                 ask=number,
                 evals=evals,
                 seconds=seconds,
-                volume=frontier.hypervolume((scale.cost, scale.floor)) / scale.cost,
-                best=None if best is None else best.values[-1],
+                volume=frontier.hypervolume((scale.cost, *point[1:])) / scale.cost,
+                best=None if best is None else best.values[:2][-1],
             )
             yield last
     if last is not None and last.ask != len(records):
@@ -131,7 +132,7 @@ def _tried(study: Study, records: Sequence[Evaluation], scale: Scale, words: Map
         Tried(
             ask=record.candidate.ask,
             speed=scale.cost / record.values[0],
-            quality=record.values[-1],
+            quality=record.values[:2][-1],
             origin=words[record.candidate.ask],
             is_best=record.candidate.ask in best,
         )

@@ -31,14 +31,13 @@ from schedsearch.bench._peers import Host, Peer, fresh, muted, peers
 from schedsearch.bench._sweep import FIT_PROMPTS, Entry, chosen, entries_of, fitted, in_turns, sweep_study, swept
 from schedsearch.errors import UsageError
 from schedsearch.evaluate import (
-    METRICS,
     REFERENCES,
     Contender,
     PairedRuns,
     SideBySide,
     Workload,
     device_name,
-    find_metric,
+    metrics_at_hand,
 )
 from schedsearch.optimize import HELD_OUT_SEED, Bench, Display, OptimizeSettings, load_bench, measure_parts
 from schedsearch.runtime import apply, denoiser_of
@@ -285,7 +284,7 @@ def _header(bench: Bench, settings: CompareSettings) -> dict[str, Any]:
         "versions": {each.name: each.version for each in _versions()},
         "calibration": bench.prompts.sha256,
         "held out": bench.held_out.sha256,
-        "metrics": [measure.name for measure in _measures()],
+        "metrics": [measure.name for measure in _measures(bench)],
     }
 
 
@@ -299,12 +298,12 @@ def _versions() -> tuple[Version, ...]:
     return tuple(found)
 
 
-def _measures() -> tuple[Measure, ...]:
-    return tuple(
-        Measure(name=find_metric(metric.name, name).name, unit=metric.unit, better=metric.better)
-        for name in REFERENCES
-        for metric in METRICS.values()
-    )
+def _measures(bench: Bench) -> tuple[Measure, ...]:
+    """Every metric of single pictures that is at hand; what has no reference run stands there once."""
+    metrics = metrics_at_hand(bench.card.metric_weights, device=bench.settings.device, of_sets=False)
+    found = [metric.against(name) for name in REFERENCES for metric in metrics]
+    measures = {m.name: Measure(name=m.name, unit=m.unit, better=m.better) for m in found}
+    return tuple(measures.values())
 
 
 def _host(bench: Bench) -> Host:
@@ -511,7 +510,7 @@ def _row(finalist: Finalist, work: float, turns: Sequence[Any]) -> Row:
 def _comparison(
     session: Session, rows: Sequence[Row], absent: Sequence[Absent], counted: Mapping[str, int]
 ) -> Comparison:
-    known, measures = families(), _measures()
+    known, measures = families(), _measures(session.bench)
     before: Any = session.log.get("seconds", 0.0)
     spent = before + session.clock.elapsed
     session.log.put("seconds", spent)

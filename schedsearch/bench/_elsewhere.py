@@ -15,16 +15,16 @@ from typing import Any
 from schedsearch import __version__
 from schedsearch.errors import UsageError
 from schedsearch.evaluate import (
-    METRICS,
     Condition,
     TransferRow,
+    described,
     device_name,
     evaluate_at,
     find_card,
     load_pipeline,
     require_drawable,
 )
-from schedsearch.optimize import HELD_OUT_SEED, Display, score, timings
+from schedsearch.optimize import HELD_OUT_SEED, Display, score, set_score, timings
 from schedsearch.schedule import Measurement, Schedule, read_frontier, read_schedule, write_atomically
 from schedsearch_calibration import PromptSet, digest, prompt_set
 
@@ -148,7 +148,8 @@ def _entry(
         date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
     measured = timings(stamp, row.speedup, row.latency)
-    measured += [score(stamp, METRICS[name], values) for name, values in row.samples]
+    measured += [score(stamp, described(name), values) for name, values in row.samples]
+    measured += [set_score(stamp, described(name), value, len(prompts.prompts)) for name, value in row.sets]
     return {
         **asdict(condition),
         "searched": is_home,

@@ -44,15 +44,19 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._prices import LinearPrices
     from schedsearch.evaluate._probing import measure_probe
     from schedsearch.evaluate._quality import (
+        FEWEST_FOR_KID,
         METRICS,
         REFERENCES,
-        Pictures,
         QualityMetric,
         ReferenceName,
+        described,
         find_metric,
+        find_metrics,
+        metrics_at_hand,
     )
     from schedsearch.evaluate._reference import REFINEMENT, PairedRuns
     from schedsearch.evaluate._rounds import Contender, Look, SideBySide, Turn, told
+    from schedsearch.evaluate._scoring import Pictures, Scoring, Tally
     from schedsearch.evaluate._sensitivity import (
         SensitivityMeter,
         SensitivityPlan,
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._workload import TextEmbeds, Workload, decode_latents, encode_prompts, pipeline_kwargs
 
 __all__ = [
+    "FEWEST_FOR_KID",
     "LAYER_TABLES",
     "METRICS",
     "POLICIES",
@@ -97,9 +102,11 @@ __all__ = [
     "Ratio",
     "ReferenceName",
     "Scales",
+    "Scoring",
     "SensitivityMeter",
     "SensitivityPlan",
     "SideBySide",
+    "Tally",
     "TextEmbeds",
     "TimedRun",
     "Trajectory",
@@ -115,12 +122,14 @@ __all__ = [
     "count_macs",
     "decode_latents",
     "denoiser_formats",
+    "described",
     "device_name",
     "encode_prompts",
     "evaluate_at",
     "evaluate_held_out",
     "find_card",
     "find_metric",
+    "find_metrics",
     "find_policy",
     "initial_latents",
     "linears_of",
@@ -130,6 +139,7 @@ __all__ = [
     "measure_probe",
     "measure_sensitivities",
     "memory_model",
+    "metrics_at_hand",
     "paired_ratio",
     "parse_policy",
     "pipeline_kwargs",
@@ -147,6 +157,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "FEWEST_FOR_KID": "_quality",
     "Calibrated": "_calibration",
     "CalibrationPolicy": "_policy",
     "POLICIES": "_policy",
@@ -177,16 +188,18 @@ _HOME = {
     "MemoryModel": "_memory",
     "ModelCard": "_models",
     "PairedRuns": "_reference",
-    "Pictures": "_quality",
+    "Pictures": "_scoring",
     "PipelineEvaluator": "_evaluator",
     "QualityMetric": "_quality",
     "REFERENCES": "_quality",
     "REFINEMENT": "_reference",
     "Ratio": "_latency",
     "ReferenceName": "_quality",
+    "Scoring": "_scoring",
     "SensitivityMeter": "_sensitivity",
     "SensitivityPlan": "_sensitivity",
     "SideBySide": "_rounds",
+    "Tally": "_scoring",
     "TextEmbeds": "_workload",
     "TimedRun": "_latency",
     "Trajectory": "_trajectory",
@@ -201,12 +214,14 @@ _HOME = {
     "count_macs": "_macs",
     "decode_latents": "_workload",
     "denoiser_formats": "_device_formats",
+    "described": "_quality",
     "device_name": "_latency",
     "encode_prompts": "_workload",
     "evaluate_at": "_transfer",
     "evaluate_held_out": "_held_out",
     "find_card": "_models",
     "find_metric": "_quality",
+    "find_metrics": "_quality",
     "initial_latents": "_noise",
     "linears_of": "_linears",
     "load_pipeline": "_models",
@@ -215,6 +230,7 @@ _HOME = {
     "measure_probe": "_probing",
     "measure_sensitivities": "_sensitivity",
     "memory_model": "_memory",
+    "metrics_at_hand": "_quality",
     "paired_ratio": "_latency",
     "pipeline_kwargs": "_workload",
     "read_table": "_latency_table",

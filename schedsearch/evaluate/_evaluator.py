@@ -26,9 +26,10 @@ from schedsearch.evaluate._latency import device_name, synchroniser
 from schedsearch.evaluate._macs import MacTable, schedule_macs
 from schedsearch.evaluate._memory import MemoryModel
 from schedsearch.evaluate._models import ModelCard
-from schedsearch.evaluate._quality import METRICS, REFERENCES, ReferenceName, find_metric, score_pictures
+from schedsearch.evaluate._quality import METRICS, REFERENCES, ReferenceName, find_metrics
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._rollout import HopelessError, Rolled, Runner
+from schedsearch.evaluate._scoring import Samples, Scoring, Tally
 from schedsearch.evaluate._trace import Count, Spent, capture_call, counting_calls
 from schedsearch.evaluate._tree import PrefixTree, room_on
 from schedsearch.evaluate._work import step_work
@@ -39,8 +40,6 @@ from schedsearch.schedule import Schedule, with_solver_table
 from schedsearch.study import Candidate, Evaluation, Objective
 
 Cost = Literal["latency_ms", "macs"]
-
-Samples = dict[str, tuple[float, ...]]
 
 STRAY = 0.5
 """Relative latent error after a step above which a run ends."""
@@ -64,7 +63,8 @@ class PipelineEvaluator:
         pipe: the pipeline, without a schedule applied, without progress bars.
         card: how it is called.
         prompts: calibration prompts.
-        metric: name of the quality objective, see `METRICS`. PSNR and latent error are always recorded beside it.
+        metric: names of the quality objectives separated by commas, see `METRICS`. PSNR and latent error are always
+            recorded beside them.
         cost_model: predicts wall time.
         mac_table: counts multiply-accumulates.
         cost: the first objective: predicted wall time or MACs.
@@ -110,9 +110,9 @@ class PipelineEvaluator:
             )
         if cost not in ("latency_ms", "macs"):
             raise UsageError(f"PipelineEvaluator: found cost {cost!r}, expected latency_ms or macs.")
-        objective = find_metric(metric, reference)
-        self._quality = objective.name
-        self._metrics = tuple(METRICS[name] for name in dict.fromkeys((*CHEAP_METRICS, metric)))
+        wanted = find_metrics(metric, weights=card.metric_weights, device=device)
+        qualities = [found.against(reference) for found in wanted]
+        self._qualities = tuple(found.name for found in qualities)
         self._pipe = pipe
         self._cost = cost
         self._cost_model = cost_model
@@ -125,6 +125,8 @@ class PipelineEvaluator:
         self._device = device_name(device)
         self._runs = PairedRuns(pipe, self._workload, tuple(prompts), seed=seed, batch=batch)
         self._references = {name: Reference(self._runs, name=name) for name in REFERENCES if both or name == reference}
+        metrics = {found.name: found for found in (*(METRICS[name] for name in CHEAP_METRICS), *wanted)}
+        self._scoring = Scoring(tuple(metrics.values()), tuple(self._references), prompts)
         self._sentinel = capture_call(pipe, self._workload, prompts[0]).sentinel
         self._spent = Spent(Count())
         self._runner = Runner(
@@ -137,7 +139,7 @@ class PipelineEvaluator:
         )
         self.objectives: tuple[Objective, ...] = (
             Objective(name=cost, unit="ms" if cost == "latency_ms" else "MAC", better="min"),
-            Objective(name=objective.name, unit=objective.unit, better=objective.better),
+            *(Objective(name=found.name, unit=found.unit, better=found.better) for found in qualities),
         )
 
     @property
@@ -172,8 +174,9 @@ class PipelineEvaluator:
             # Whatever a schedule breaks (shapes, memory, numbers) is a property of the schedule: a record, not a crash.
             try:
                 self._require_room(candidate.schedule)
-                samples = self._samples(self._runner.roll(candidate.schedule, n))
-                numbers = self._numbers(candidate.schedule, samples)
+                tally = self._scored(self._runner.roll(candidate.schedule, n))
+                numbers = self._numbers(candidate.schedule, tally.means())
+                samples = tally.samples
             except (HopelessError, _TooLargeError) as error:
                 status, reason = "pruned", str(error)
             except Exception as error:  # noqa: BLE001
@@ -249,28 +252,26 @@ class PipelineEvaluator:
             self._spent = Spent(calls)
             yield self._spent
 
-    def _samples(self, rolled: Rolled) -> Samples:
+    def _scored(self, rolled: Rolled) -> Tally:
         """Return each metric's numbers on all prompts, against both references."""
-        samples: Samples = {}
+        tally = self._scoring.tally(rolled.batches)
         for (start, stop), latents in zip(rolled.batches, rolled.latents, strict=True):
             pictures = self._runs.pictures(latents)
             if not bool(torch.isfinite(pictures.latents).all() and torch.isfinite(pictures.images).all()):
                 raise FloatingPointError(f"a picture of prompts {start} to {stop - 1} holds NaN or infinity")
-            for name, reference in self._references.items():
-                scores = score_pictures(self._metrics, pictures, reference.pictures(start, stop))
-                for metric in self._metrics:
-                    key = find_metric(metric.name, name).name
-                    samples[key] = samples.get(key, ()) + scores[metric.name]
-        return samples
+            references = {name: reference.pictures(start, stop) for name, reference in self._references.items()}
+            tally.add((start, stop), pictures, references)
+        return tally
 
-    def _numbers(self, schedule: Schedule, samples: Samples) -> tuple[tuple[float, ...], tuple[tuple[str, float], ...]]:
+    def _numbers(
+        self, schedule: Schedule, means: dict[str, float]
+    ) -> tuple[tuple[float, ...], tuple[tuple[str, float], ...]]:
         """Return objective values and further metrics."""
         work = step_work(schedule, self._lists, branches=self._workload.branches)
         costs = {
             "latency_ms": self._cost_model.predict_ms(schedule),
             "macs": schedule_macs(schedule, self._mac_table, self._lists, branches=self._workload.branches),
         }
-        means = {name: sum(values) / len(values) for name, values in samples.items()}
         metrics = {
             "predicted_ms": costs["latency_ms"],
             "macs": costs["macs"],
@@ -280,7 +281,7 @@ class PipelineEvaluator:
         if self._memory is not None:
             metrics["checkpoint_bytes"] = float(self._memory.checkpoint_bytes(schedule))
             metrics["peak_bytes"] = float(self._memory.peak_bytes(schedule))
-        return (costs[self._cost], means[self._quality]), tuple(metrics.items())
+        return (costs[self._cost], *(means[name] for name in self._qualities)), tuple(metrics.items())
 
 
 def _room_for_layers(device: torch.device) -> int:

@@ -20,16 +20,15 @@ from schedsearch.evaluate._calibrate import call_once
 from schedsearch.evaluate._latency import LatencySamples, Ratio, TimedRun, measure_latency, paired_ratio
 from schedsearch.evaluate._macs import MacTable, schedule_macs
 from schedsearch.evaluate._models import ModelCard
-from schedsearch.evaluate._quality import METRICS, REFERENCES, Pictures, find_metric, score_pictures
+from schedsearch.evaluate._quality import REFERENCES, QualityMetric, metrics_at_hand
 from schedsearch.evaluate._reference import PairedRuns, Reference
+from schedsearch.evaluate._scoring import Pictures, Samples, Scoring
 from schedsearch.evaluate._trace import capture_call, counting_calls
 from schedsearch.evaluate._workload import Pipeline, Workload
 from schedsearch.runtime import apply, block_lists_of, denoiser_of, identity_schedule
 from schedsearch.schedule import Schedule
 
 FULL = "full"
-
-Samples = dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +43,7 @@ class HeldOutRow:
         latency: its wall times.
         samples: per image, ``(metric, (value, ...))``, against the plain run and (``converged_psnr`` and so on) against
             the converged run; prompts vary fastest, seeds slowest.
+        sets: ``(metric, value)`` of metrics of whole sets, such as ``kid[flux-mini-clip]``; the mean over seeds.
         macs: multiply-accumulates per image.
         macs_fraction: of the plain run's.
         denoiser_calls: real ones per image, counted.
@@ -58,6 +58,7 @@ class HeldOutRow:
     macs: float
     macs_fraction: float
     denoiser_calls: float
+    sets: tuple[tuple[str, float], ...] = ()
 
     def values(self, metric: str) -> tuple[float, ...]:
         """Return the numbers of ``metric``, one per image.
@@ -71,8 +72,9 @@ class HeldOutRow:
         raise UsageError(f"metric: found {metric!r}, expected one of {', '.join(name for name, _ in self.samples)}.")
 
     def mean(self, metric: str) -> float:
-        """Return the mean of ``metric`` over images."""
-        return statistics.fmean(self.values(metric))
+        """Return the mean of ``metric`` over images, or its value for the set."""
+        over_sets = dict(self.sets)
+        return over_sets[metric] if metric in over_sets else statistics.fmean(self.values(metric))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ def evaluate_held_out(
     *,
     mac_table: MacTable,
     fewer_steps: Iterable[int] = (),
+    metrics: Sequence[QualityMetric] | None = None,
     seeds: Sequence[int] = (0,),
     device: torch.device | str = "cpu",
     batch: int = 8,
@@ -111,6 +114,7 @@ def evaluate_held_out(
         prompts: held-out prompts.
         mac_table: counts of one denoiser call.
         fewer_steps: step numbers for the plain pipeline with its own scheduler.
+        metrics: what to score; by default all that are at hand for this model.
         seeds: of the noise; give seeds that no search has used.
         device: where the pipeline is.
         batch: images per call for quality; time is measured at batch 1.
@@ -130,8 +134,18 @@ def evaluate_held_out(
     workload = Workload.from_card(card)
     variants = _variants(pipe, workload, schedules, fewer_steps, mac_table)
     progress = _Progress(len(variants) * len(seeds) + warmup + repeats, on_progress)
-    samples, calls = _quality(
-        pipe, workload, variants, tuple(prompts), seeds=seeds, batch=batch, progress=progress, on_pictures=on_pictures
+    if metrics is None:
+        metrics = metrics_at_hand(card.metric_weights, device=device)
+    samples, sets, calls = _quality(
+        pipe,
+        workload,
+        variants,
+        tuple(prompts),
+        metrics=metrics,
+        seeds=seeds,
+        batch=batch,
+        progress=progress,
+        on_pictures=on_pictures,
     )
     call = partial(call_once, pipe, workload, prompts[0])
     runs = {v.name: TimedRun(call=partial(call, steps=v.n_steps), prepare=v.prepare) for v in variants}
@@ -149,6 +163,7 @@ def evaluate_held_out(
             macs=v.macs,
             macs_fraction=v.macs / variants[0].macs,
             denoiser_calls=calls[v.name],
+            sets=tuple((name, statistics.fmean(values)) for name, values in sets[v.name].items()),
         )
         for v in variants
     )
@@ -203,33 +218,39 @@ def _quality(
     variants: Sequence[_Variant],
     prompts: tuple[str, ...],
     *,
+    metrics: Sequence[QualityMetric],
     seeds: Sequence[int],
     batch: int,
     progress: _Progress,
     on_pictures: Callable[[str, int, Pictures], None] | None,
-) -> tuple[dict[str, Samples], dict[str, float]]:
-    """Return each variant's numbers per image, and its denoiser calls per image."""
-    metrics = tuple(METRICS.values())
-    names = [find_metric(metric.name, name).name for name in REFERENCES for metric in metrics]
-    samples: dict[str, Samples] = {v.name: dict.fromkeys(names, ()) for v in variants}
+) -> tuple[dict[str, Samples], dict[str, Samples], dict[str, float]]:
+    """Return each variant's numbers per image, its numbers of the set per seed, and its denoiser calls per image."""
+    samples: dict[str, Samples] = {v.name: {} for v in variants}
+    sets: dict[str, Samples] = {v.name: {} for v in variants}
     calls: dict[str, float] = {}
     sentinel = capture_call(pipe, workload, prompts[0]).sentinel
     for seed in seeds:
         runs = PairedRuns(pipe, workload, prompts, seed=seed, batch=batch)
-        references = [Reference(runs, name=name) for name in REFERENCES]
-        for reference in references:
+        references = {name: Reference(runs, name=name) for name in REFERENCES}
+        for reference in references.values():
             reference.prepare(len(prompts))
+        scoring = Scoring(metrics, REFERENCES, prompts)
+        ranges = tuple(runs.batches(len(prompts)))
         for v in variants:
+            tally = scoring.tally(ranges)
             with v.prepare(), counting_calls(denoiser_of(pipe), sentinel) as count:
-                ranges = list(runs.batches(len(prompts)))
                 for start, stop in ranges:
                     pictures = runs.run(start, stop, steps=v.n_steps)
                     if on_pictures is not None and seed == seeds[0]:
                         on_pictures(v.name, start, pictures)
-                    for reference in references:
-                        scores = score_pictures(metrics, pictures, reference.pictures(start, stop))
-                        for name, values in scores.items():
-                            samples[v.name][find_metric(name, reference.name).name] += values
+                    tally.add((start, stop), pictures, {n: r.pictures(start, stop) for n, r in references.items()})
             calls[v.name] = count.value / len(ranges)
+            _extend(samples[v.name], tally.samples)
+            _extend(sets[v.name], {name: (value,) for name, value in tally.sets().items()})
             progress.advance()
-    return samples, calls
+    return samples, sets, calls
+
+
+def _extend(known: Samples, more: Samples) -> None:
+    for name, values in more.items():
+        known[name] = known.get(name, ()) + values

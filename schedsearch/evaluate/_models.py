@@ -55,6 +55,7 @@ class ModelCard:
         true_cfg_scale: classifier-free guidance with a second pass where above 1.
         calibration: name of the prompt set a search uses.
         held_out: name of the prompt set results are reported on.
+        metric_weights: feature network that metrics look through (`_nets.names`), empty for the standard ones.
         licence: name of the weights' licence, empty where unknown.
         page: web page of the weights, empty for a local folder.
         gated: the licence must be accepted on the page before a download works.
@@ -72,6 +73,7 @@ class ModelCard:
     true_cfg_scale: float = 1.0
     calibration: str = "general-calibration"
     held_out: str = "general-held-out"
+    metric_weights: str = ""
     licence: str = ""
     page: str = ""
     gated: bool = False

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from schedsearch.evaluate._noise import initial_latents
-from schedsearch.evaluate._quality import Pictures, ReferenceName
+from schedsearch.evaluate._quality import ReferenceName
+from schedsearch.evaluate._scoring import Pictures
 from schedsearch.evaluate._trajectory import Trajectory, kept_points
 from schedsearch.evaluate._workload import (
     Pipeline,

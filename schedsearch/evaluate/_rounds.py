@@ -23,15 +23,9 @@ from schedsearch.errors import EvaluationError
 from schedsearch.evaluate._latency import quiet_gc, synchroniser
 from schedsearch.evaluate._models import ModelCard
 from schedsearch.evaluate._noise import initial_latents
-from schedsearch.evaluate._quality import (
-    METRICS,
-    REFERENCES,
-    Pictures,
-    ReferenceName,
-    find_metric,
-    score_pictures,
-)
+from schedsearch.evaluate._quality import REFERENCES, ReferenceName, metrics_at_hand
 from schedsearch.evaluate._reference import converged_schedule
+from schedsearch.evaluate._scoring import Pictures, score_pictures
 from schedsearch.evaluate._workload import Pipeline, Workload, decode_latents, pipeline_kwargs
 from schedsearch.runtime import apply, denoiser_of
 
@@ -122,6 +116,7 @@ class SideBySide:
         self._prompts = tuple(prompts)
         self._seed = seed
         self._names = tuple(references)
+        self._metrics = metrics_at_hand(card.metric_weights, device=device, of_sets=False)
         self._drain = synchroniser(device)
         self._clock = clock
         self._plain_work: dict[int, tuple[torch.Tensor, float]] = {}
@@ -146,7 +141,7 @@ class SideBySide:
                 ran = [(c, self._timed(index, c)) for c in order[start : start + GROUP]]
                 after, _ = self._plain_run(index)
                 for contender, (ms, pictures, error) in ran:
-                    scores = {} if pictures is None else self._scores(pictures, references)
+                    scores = {} if pictures is None else self._scores(index, pictures, references)
                     if error or not all(map(isfinite, scores.values())):
                         turns[contender.name] = Turn(error=error or NO_NUMBERS)
                     else:
@@ -220,12 +215,12 @@ class SideBySide:
             found["converged"] = Pictures(latents=latents.float().cpu(), images=images.float().cpu())
         return found
 
-    def _scores(self, pictures: Pictures, references: Mapping[ReferenceName, Pictures]) -> dict[str, float]:
+    def _scores(self, index: int, pictures: Pictures, references: Mapping[ReferenceName, Pictures]) -> dict[str, float]:
         scores: dict[str, float] = {}
-        metrics = tuple(METRICS.values())
         for name in self._names:
-            for metric, (value,) in score_pictures(metrics, pictures, references[name]).items():
-                scores[find_metric(metric, name).name] = value
+            metrics = [metric for metric in self._metrics if metric.against(name).name not in scores]
+            found = score_pictures(metrics, pictures, references[name], [self._prompts[index]])
+            scores |= {metric.against(name).name: found[metric.name][0] for metric in metrics}
         return scores
 
     def _counted(self, index: int, contender: Contender) -> tuple[torch.Tensor, float]:

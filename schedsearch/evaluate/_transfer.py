@@ -21,8 +21,9 @@ from schedsearch.errors import ScheduleMismatchWarning, UsageError
 from schedsearch.evaluate._calibrate import call_once, timed_schedule
 from schedsearch.evaluate._latency import LatencySamples, Ratio, measure_latency, paired_ratio
 from schedsearch.evaluate._models import ModelCard
-from schedsearch.evaluate._quality import METRICS, score_pictures
+from schedsearch.evaluate._quality import metrics_at_hand
 from schedsearch.evaluate._reference import PairedRuns, Reference
+from schedsearch.evaluate._scoring import Samples, Scoring
 from schedsearch.evaluate._trace import capture_call, counting_calls
 from schedsearch.evaluate._workload import Pipeline, Workload
 from schedsearch.runtime import apply, denoiser_of
@@ -94,16 +95,19 @@ class TransferRow:
         latency: wall times of its calls.
         samples: per image, ``(metric, (value, ...))`` against the plain run under the same condition.
         denoiser_calls: real ones per image, counted.
+        sets: ``(metric, value)`` of metrics that compare whole sets.
     """
 
     speedup: Ratio
     latency: LatencySamples
     samples: tuple[tuple[str, tuple[float, ...]], ...]
     denoiser_calls: float
+    sets: tuple[tuple[str, float], ...] = ()
 
     def mean(self, metric: str) -> float:
-        """Return the mean of ``metric`` over images."""
-        return statistics.fmean(dict(self.samples)[metric])
+        """Return the mean of ``metric`` over images, or its value for the set."""
+        over_sets = dict(self.sets)
+        return over_sets[metric] if metric in over_sets else statistics.fmean(dict(self.samples)[metric])
 
 
 def evaluate_at(
@@ -146,13 +150,14 @@ def evaluate_at(
     reference = Reference(runs)
     reference.prepare(len(runs))
     sentinel = capture_call(pipe, workload, prompts[0]).sentinel
+    scoring = Scoring(metrics_at_hand(card.metric_weights, device=device), ("default",), prompts)
     quality = {}
     done, total = 0, len(schedules) + warmup + repeats
     with _elsewhere():
         for name, schedule in schedules.items():
             with apply(pipe, schedule), counting_calls(denoiser_of(pipe), sentinel) as count:
-                samples = _samples(runs, reference, schedule.n_steps)
-            quality[name] = samples, count.value / len(list(runs.batches(len(runs))))
+                samples, sets = _scores(runs, reference, scoring, schedule.n_steps)
+            quality[name] = samples, sets, count.value / len(list(runs.batches(len(runs))))
             done += 1
             if on_progress is not None:
                 on_progress(done, total)
@@ -171,8 +176,9 @@ def evaluate_at(
             latency=latency[name],
             samples=tuple(samples.items()),
             denoiser_calls=calls,
+            sets=tuple(sets.items()),
         )
-        for name, (samples, calls) in quality.items()
+        for name, (samples, sets, calls) in quality.items()
     }
 
 
@@ -189,14 +195,14 @@ def require_drawable(pipe: Pipeline, condition: Condition) -> None:
         )
 
 
-def _samples(runs: PairedRuns, reference: Reference, n_steps: int) -> dict[str, tuple[float, ...]]:
-    """Return each metric's numbers, one per image, of the pipeline in its present state."""
-    samples: dict[str, tuple[float, ...]] = dict.fromkeys(METRICS, ())
-    for start, stop in runs.batches(len(runs)):
+def _scores(runs: PairedRuns, reference: Reference, scoring: Scoring, n_steps: int) -> tuple[Samples, dict[str, float]]:
+    """Return each metric's numbers of the pipeline in its present state: those per image, and those of the set."""
+    ranges = tuple(runs.batches(len(runs)))
+    tally = scoring.tally(ranges)
+    for start, stop in ranges:
         pictures = runs.run(start, stop, steps=n_steps)
-        scores = score_pictures(tuple(METRICS.values()), pictures, reference.pictures(start, stop))
-        samples = {name: samples[name] + values for name, values in scores.items()}
-    return samples
+        tally.add((start, stop), pictures, {"default": reference.pictures(start, stop)})
+    return tally.samples, tally.sets()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from schedsearch.optimize._bench import Bench, OptimizeSettings, booked, denoise
 from schedsearch.optimize._correct import CorrectSettings, run_correct
 from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import HELD_OUT_SEED
-from schedsearch.optimize._numbers import score, timings
+from schedsearch.optimize._numbers import score, set_score, timings
 from schedsearch.optimize._results import Result
 from schedsearch.optimize._run import Optimized, load_bench, measure_parts, optimize
 
@@ -23,6 +23,7 @@ __all__ = [
     "optimize",
     "run_correct",
     "score",
+    "set_score",
     "timings",
     "wanted_costs",
 ]

@@ -25,7 +25,7 @@ from schedsearch.evaluate import (
     QualityMetric,
     Workload,
     denoiser_formats,
-    find_metric,
+    find_metrics,
     schedule_macs,
     worthwhile,
 )
@@ -66,9 +66,6 @@ finals measure what lies around it, so the clock decides what keeps the budget."
 
 Reference = Literal["default", "converged"]
 """What quality is measured against: the plain full run, or a solution with many more steps from the same noise."""
-
-FLOORS = {"psnr": 10.0, "ssim": 0.0, "latent_error": 1.0}
-"""Quality at the reference point of the hypervolume; the cost there is the plain run's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +226,12 @@ class Bench:
     @property
     def fidelity(self) -> int:
         """Calibration prompts the search measures on."""
-        return min(FIDELITY, len(self.prompts.prompts))
+        return min(max(FIDELITY, self.fewest), len(self.prompts.prompts))
+
+    @property
+    def fewest(self) -> int:
+        """Prompts below which a candidate is not measured: metrics of whole sets say nothing of a few pictures."""
+        return max(metric.fewest for metric in self.qualities)
 
     @cached_property
     def weights(self) -> str:
@@ -242,8 +244,16 @@ class Bench:
 
     @property
     def quality(self) -> QualityMetric:
-        """What counts as quality, under the name it has against the chosen reference."""
-        return find_metric(self.settings.metric, self.settings.reference)
+        """What decides between schedules that keep the budget: the metric named first."""
+        return self.qualities[0]
+
+    @cached_property
+    def qualities(self) -> tuple[QualityMetric, ...]:
+        """What counts as quality, under the names it has against the chosen reference; each is an objective."""
+        settings = self.settings
+        return find_metrics(
+            settings.metric, settings.reference, weights=self.card.metric_weights, device=settings.device
+        )
 
     @property
     def cost_name(self) -> str:
@@ -270,10 +280,10 @@ class Bench:
         )
 
     @property
-    def reference_point(self) -> tuple[float, float]:
-        """The hypervolume's reference point: the plain run's cost, and a floor of quality."""
+    def reference_point(self) -> tuple[float, ...]:
+        """The hypervolume's reference point: the plain run's cost, and a floor of each quality."""
         cost = self.count(self.plain) if self.cost_name == "macs" else self.cost.full_ms
-        return cost, FLOORS[self.settings.metric]
+        return cost, *(metric.floor for metric in self.qualities)
 
 
 def wanted_costs(bench: Bench) -> list[float]:

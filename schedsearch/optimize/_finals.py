@@ -12,10 +12,19 @@ from math import isfinite
 from typing import Any
 
 from schedsearch.errors import EvaluationError
-from schedsearch.evaluate import REFINEMENT, HeldOutRow, device_name, evaluate_held_out, find_metric
+from schedsearch.evaluate import (
+    REFINEMENT,
+    HeldOutRow,
+    QualityMetric,
+    described,
+    device_name,
+    evaluate_held_out,
+    find_metrics,
+    metrics_at_hand,
+)
 from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
 from schedsearch.optimize._forecast import Forecast
-from schedsearch.optimize._numbers import score, timings
+from schedsearch.optimize._numbers import score, set_score, timings
 from schedsearch.optimize._pictures import KeptPictures
 from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
 from schedsearch.schedule import Measurement, Provenance, Schedule, solver_table, with_solver_table
@@ -36,17 +45,18 @@ HELD_OUT_SEED = 1_000_003
 
 def finalists(bench: Bench, frontier: Frontier) -> list[Evaluation]:
     """Returns the schedules worth measuring, slowest first: the best around the budget, and the best of every rung of
-    the ladder with the margin that a prediction needs.
+    the ladder with the margin that a prediction needs; in each quality that is searched for.
     """
-    cost, _ = bench.reference_point
+    cost = bench.reference_point[0]
     bounds = [*(bench.ahead(margin) for margin in AROUND), *(rung * (1.0 + MARGIN) for rung in LADDER)]
-    best = [frontier.best_within(bench.cost_name, cost / bound) for bound in bounds]
+    qualities = [objective.name for objective in frontier.objectives if objective.name != bench.cost_name]
+    best = [frontier.best_within(bench.cost_name, cost / bound, best=name) for bound in bounds for name in qualities]
     fastest = min((e for e in frontier if e.values[0] < cost), key=lambda e: e.values[0], default=None)
     kept = {id(e): e for e in (*best, fastest) if e is not None}
     return sorted(kept.values(), key=lambda e: -e.values[0])
 
 
-def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, float]]:
+def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tuple[float, ...]]]:
     """Scores the finalists on fresh prompts and measures them on held-out ones, unless the study remembers both."""
     found = finalists(bench, study.frontier())
     if not found:
@@ -69,7 +79,7 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, fl
     schedules = _with_tables(plans, note["tables"])
     results = _results(note["rows"], schedules)
     labels = _labels([r for r in results if r.schedule is not None])
-    scores = {labels[name]: score for name, score in note["scores"].items() if name in labels}
+    scores = {labels[name]: tuple(numbers) for name, numbers in note["scores"].items() if name in labels}
     return tuple(replace(r, name=labels.get(r.name, r.name)) for r in results), scores
 
 
@@ -86,15 +96,16 @@ def seconds_left(bench: Bench, study: Study) -> float:
 
 
 def _fresh(bench: Bench) -> tuple[str, ...]:
-    """Calibration prompts the search has not seen; all if there are no others."""
+    """Calibration prompts the search has not seen; all if there are too few others."""
     prompts = bench.prompts.prompts
-    return prompts[bench.fidelity : bench.fidelity + FRESH] or prompts
+    fresh = prompts[bench.fidelity : bench.fidelity + max(FRESH, bench.fewest)]
+    return fresh if len(fresh) >= bench.fewest else prompts
 
 
 def _known(bench: Bench) -> tuple[str, ...]:
     """Calibration prompts to fit on: none of those that score."""
     prompts = bench.prompts.prompts
-    return (*prompts[: bench.fidelity], *prompts[bench.fidelity + FRESH :])[:FIT]
+    return (*prompts[: bench.fidelity], *prompts[bench.fidelity + max(FRESH, bench.fewest) :])[:FIT]
 
 
 def _labels(results: Sequence[Result]) -> dict[str, str]:
@@ -150,18 +161,20 @@ def _with_tables(plans: Mapping[str, Schedule], tables: Mapping[str, Sequence[Se
     return {name: finished.get(name, plan) for name, plan in plans.items() if name in finished or not plan.unfitted}
 
 
-def _fresh_scores(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -> tuple[dict[str, float], int]:
+def _fresh_scores(
+    bench: Bench, schedules: Mapping[str, Schedule], told: Forecast
+) -> tuple[dict[str, list[float]], int]:
     """Scores on calibration prompts the search has not seen, with another seed, and denoiser evaluations spent.
 
-    Higher is better; a schedule that fails has no score.
+    One number per quality, higher is better; a schedule that fails has none.
     """
     fresh = _fresh(bench)
-    scores: dict[str, float] = {}
+    scores: dict[str, list[float]] = {}
     units = told.scoring(schedules.values())
     later = sum(unit.seconds for unit in told.measuring(schedules.values(), plain_steps(bench)))
     with bench.display.stage("scoring the best on fresh prompts", len(units), plan=units) as advance:
         evaluator = bench.evaluator(fresh, bench.settings.seed + 1, both=False)
-        sign = 1.0 if evaluator.objectives[1].better == "max" else -1.0
+        signs = [1.0 if objective.better == "max" else -1.0 for objective in evaluator.objectives[1:]]
         evals = evaluator.prepare(len(fresh))
         advance(1, later=later)
         for i, (name, schedule) in enumerate(schedules.items(), start=1):
@@ -169,7 +182,7 @@ def _fresh_scores(bench: Bench, schedules: Mapping[str, Schedule], told: Forecas
             evaluation = evaluator.evaluate(candidate, fidelity=len(fresh))
             evals += evaluation.denoiser_evals
             if evaluation.status == "ok":
-                scores[name] = sign * evaluation.values[1]
+                scores[name] = [sign * value for sign, value in zip(signs, evaluation.values[1:], strict=True)]
             else:
                 bench.display.line(f"Left out {name}: {evaluation.reason} on fresh prompts")
             advance(i + 1, later=later)
@@ -189,7 +202,9 @@ def _held_out(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -
 
     Returns rows as the study keeps them, and the denoiser evaluations spent on quality, both references included.
     """
-    pictures = KeptPictures(prompts=bench.held_out.prompts, metric=bench.quality.name)
+    # Beside each picture stands a number of its own, which a metric of sets has not.
+    shown = next((metric.name for metric in bench.qualities if metric.needs != "set"), "psnr")
+    pictures = KeptPictures(prompts=bench.held_out.prompts, metric=shown)
     plan = told.measuring(schedules.values(), plain_steps(bench))
     with bench.display.stage("measuring on held-out prompts", plan=plan, is_timing=True) as advance:
         measured = evaluate_held_out(
@@ -199,6 +214,7 @@ def _held_out(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -
             bench.held_out.prompts,
             mac_table=bench.macs,
             fewer_steps=plain_steps(bench),
+            metrics=_all_metrics(bench),
             seeds=(HELD_OUT_SEED,),
             device=bench.settings.device,
             batch=bench.batch,
@@ -215,6 +231,13 @@ def _held_out(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -
     references = (1 + REFINEMENT) * measured[0].denoiser_calls
     evals = round(images * (references + sum(row.denoiser_calls for row in measured)))
     return [_row(bench, row, schedules.get(row.name, bench.plain)) for row in sound], evals
+
+
+def _all_metrics(bench: Bench) -> tuple[QualityMetric, ...]:
+    """Everything at hand for this model, and what was searched for."""
+    weights, device = bench.card.metric_weights, bench.settings.device
+    searched = find_metrics(bench.settings.metric, weights=weights, device=device)
+    return tuple({metric.name: metric for metric in (*metrics_at_hand(weights, device=device), *searched)}.values())
 
 
 def _row(bench: Bench, row: HeldOutRow, schedule: Schedule) -> dict[str, Any]:
@@ -238,10 +261,14 @@ def _row(bench: Bench, row: HeldOutRow, schedule: Schedule) -> dict[str, Any]:
             replace(stamp, metric=name, unit="B", value=float(size), low=float(size), high=float(size))
             for name, size in sizes.items()
         ]
-    for name in QUALITY:
-        plain_name = name.removeprefix("converged_")
-        metric = find_metric(plain_name, "default" if plain_name == name else "converged")
-        numbers.append(score(stamp, metric, row.values(name)))
+    searched = {metric.name for metric in bench.qualities}
+    wanted = [name for name, _ in row.samples if name in QUALITY or name in searched or "converged_" not in name]
+    numbers += [score(stamp, described(name), row.values(name)) for name in wanted]
+    numbers += [
+        set_score(stamp, described(name), value, len(bench.held_out.prompts))
+        for name, value in row.sets
+        if name in searched or "converged_" not in name
+    ]
     return {
         "name": row.name,
         "kind": row.kind,

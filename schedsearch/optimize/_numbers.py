@@ -33,6 +33,13 @@ def timings(stamp: Measurement, speedup: Ratio, latency: LatencySamples) -> list
     ]  # fmt: skip
 
 
+def set_score(stamp: Measurement, metric: QualityMetric, value: float, n: int) -> Measurement:
+    """The number of a whole set of ``n`` pictures, which has no spread over them."""
+    return replace(
+        stamp, metric=metric.name, unit=metric.unit, better=metric.better, value=value, low=value, high=value, n=n
+    )
+
+
 def score(stamp: Measurement, metric: QualityMetric, values: Sequence[float]) -> Measurement:
     """The mean of a metric's numbers, one per image, with the values that a tenth of them lie below and above."""
     ordered, tenth = sorted(values), len(values) // 10

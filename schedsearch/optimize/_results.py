@@ -69,12 +69,20 @@ HEADER = ("run", "kind", "steps", "denoiser calls", "speedup", "low", "high", "l
           "SSIM", "latent error", "converged PSNR dB", "checkpoint MB", "peak MB")  # fmt: skip
 
 SHOWN = ("run", "denoiser calls", "speedup", "latency ms", "macs %", "PSNR dB", "SSIM", "latent error")
-"""Columns that fit a terminal; the file has all."""
+"""Columns that fit a terminal; the file has all, and one per further metric."""
+
+_COLUMNS = (*QUALITY, "speedup", "latency_ms", "macs_fraction", "checkpoint_bytes", "peak_bytes")
+"""What the columns of `HEADER` are made of."""
+
+
+def further(results: Sequence[Result]) -> tuple[str, ...]:
+    """Returns the names of the metrics that have no column in `HEADER`, such as ``clip[flux-mini-clip]``."""
+    return tuple(dict.fromkeys(m.metric for r in results for m in r.measured if m.metric not in _COLUMNS))
 
 
 def rows(results: Sequence[Result], columns: Sequence[str] = HEADER) -> list[list[str]]:
-    """Returns the results as text, one list per row, with the named columns of `HEADER`."""
-    return [[cells[column] for column in columns] for cells in map(_cells, results)]
+    """Returns the results as text, one list per row, with the named columns of `HEADER` or `further`."""
+    return [[cells.get(column, "") for column in columns] for cells in map(_cells, results)]
 
 
 def _cells(result: Result) -> dict[str, str]:
@@ -95,7 +103,8 @@ def _cells(result: Result) -> dict[str, str]:
         f"{result.value('converged_psnr'):.2f}",
         *(_megabytes(result, metric) for metric in ("checkpoint_bytes", "peak_bytes")),
     )
-    return dict(zip(HEADER, cells, strict=True))
+    named = dict(zip(HEADER, cells, strict=True))
+    return named | {name: f"{result.value(name):.5g}" for name in further([result])}
 
 
 def _megabytes(result: Result, metric: str) -> str:
@@ -107,25 +116,30 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
     """Writes the results as CSV, with what they were measured on in every row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*HEADER, "id", "prompts", "device", "dtype", "batch", "created_by"])
-    for result, row in zip(results, rows(results), strict=True):
+    columns = (*HEADER, *further(results))
+    writer.writerow([*columns, "id", "prompts", "device", "dtype", "batch", "created_by"])
+    for result, row in zip(results, rows(results, columns), strict=True):
         first = result.measurement("psnr")
         origin = [first.prompts, first.device, first.dtype, str(first.batch), first.created_by]
         writer.writerow([*row, "" if result.schedule is None else result.schedule.id, *origin])
     write_atomically(path, text.getvalue().encode())
 
 
-def undominated(results: Sequence[Result], budget: Budget, scores: Mapping[str, float]) -> list[Result]:
-    """Returns the schedules that no other beats both in what the budget limits, as measured, and in its score.
+Scores = Mapping[str, Sequence[float]]
+"""Per name of a result one number per quality searched for, the first named first; higher is better."""
+
+
+def undominated(results: Sequence[Result], budget: Budget, scores: Scores) -> list[Result]:
+    """Returns the schedules that no other beats both in what the budget limits, as measured, and in its scores.
 
     What looked good on the prompts of the search alone is not among them: a lucky draw never ships.
     """
     sign = 1.0 if budget.kind == "speedup" else -1.0
     found = [r for r in results if r.schedule is not None]
-    merits = {r.name: (sign * r.value(budget.kind), scores[r.name]) for r in found}
+    merits = {r.name: (sign * r.value(budget.kind), *scores[r.name]) for r in found}
 
-    def beaten(mine: tuple[float, float]) -> bool:
-        return any(m[0] >= mine[0] and m[1] >= mine[1] and m != mine for m in merits.values())
+    def beaten(mine: tuple[float, ...]) -> bool:
+        return any(m != mine and all(a >= b for a, b in zip(m, mine, strict=True)) for m in merits.values())
 
     return [r for r in found if not beaten(merits[r.name])]
 
@@ -157,17 +171,17 @@ def write_results(
     return written
 
 
-def choose(results: Sequence[Result], budget: Budget, scores: Mapping[str, float]) -> Result | None:
+def choose(results: Sequence[Result], budget: Budget, scores: Scores) -> Result | None:
     """Returns the schedule with the best score among those measured to keep ``budget``; ``None`` if none does.
 
     Args:
         results: measured on held-out prompts.
         budget: the limit.
-        scores: per name, higher is better. Not taken from the held-out prompts, so that the number reported for the
-            choice is not the one it was chosen by.
+        scores: of several qualities the first decides. Not taken from the held-out prompts, so that the number reported
+            for the choice is not the one it was chosen by.
     """
     within = [r for r in results if r.schedule is not None and budget.met_by(r.value(budget.kind))]
-    return max(within, key=lambda r: scores[r.name], default=None)
+    return max(within, key=lambda r: tuple(scores[r.name]), default=None)
 
 
 CREATED_BY = f"schedsearch {__version__}"

@@ -21,13 +21,16 @@ from pathlib import Path
 from schedsearch import __version__
 from schedsearch.errors import EvaluationError, UsageError
 from schedsearch.evaluate import (
+    FEWEST_FOR_KID,
     CostModel,
     MemoryModel,
+    ModelCard,
     Workload,
     count_macs,
+    described,
     device_name,
     find_card,
-    find_metric,
+    find_metrics,
     load_pipeline,
     measure_cost,
     measure_probe,
@@ -45,7 +48,7 @@ from schedsearch.optimize._bench import (
 )
 from schedsearch.optimize._display import Advance, Display
 from schedsearch.optimize._finals import finals, seconds_left
-from schedsearch.optimize._results import SHOWN, Result, choose, rows, undominated, write_results
+from schedsearch.optimize._results import SHOWN, Result, choose, further, rows, undominated, write_results
 from schedsearch.optimize._starts import digest_of, read_starts, require_same_model, starts, told
 from schedsearch.optimize._unfinished import remove_unfinished, write_unfinished
 from schedsearch.optimize._watch import report_page, watching
@@ -153,7 +156,6 @@ def load_bench(settings: OptimizeSettings, display: Display) -> Bench:
     budget = parse_budget(settings.budget)
     if settings.search not in SEARCHERS:
         raise UsageError(f"--search: found {settings.search!r}, expected one of {', '.join(sorted(SEARCHERS))}.")
-    find_metric(settings.metric, settings.reference)
     space_file(settings.space)
     if settings.max_memory is not None:
         parse_bytes(settings.max_memory)
@@ -162,6 +164,7 @@ def load_bench(settings: OptimizeSettings, display: Display) -> Bench:
     prompts = prompt_set(card.calibration) if settings.prompts is None else read_prompts(settings.prompts)
     held_out = prompt_set(card.held_out)
     _require_disjoint(prompts, held_out)
+    _require_enough(prompts, settings, card)
     with display.stage(f"loading {card.name}"):
         pipe = load_pipeline(card, device=settings.device, dtype=settings.dtype)
     bench = Bench(
@@ -186,6 +189,18 @@ def study_name(settings: OptimizeSettings) -> str:
     return f"{settings.name}-{settings.search}-{settings.seed}" if settings.storage else "search"
 
 
+def _require_enough(prompts: PromptSet, settings: OptimizeSettings, card: ModelCard) -> None:
+    """Refuses a metric that is not at hand, or that says nothing of as few pictures as there are prompts."""
+    weights = card.metric_weights
+    for metric in find_metrics(settings.metric, settings.reference, weights=weights, device=settings.device):
+        if len(prompts.prompts) < metric.fewest:
+            kid = " Search by kid, which has no bias on few pictures;" if metric.fewest > FEWEST_FOR_KID else ""
+            raise UsageError(
+                f"--metric {metric.name}: found {len(prompts.prompts)} calibration prompts in {prompts.name}, expected "
+                f"{metric.fewest} or more, because it compares sets of pictures.{kid} Give more with --prompts."
+            )
+
+
 def _open_study(bench: Bench) -> Study:
     settings = bench.settings
     folder = settings.folder
@@ -193,13 +208,12 @@ def _open_study(bench: Bench) -> Study:
     if settings.out is None and not (folder.parent / ".gitignore").exists():
         write_atomically(folder.parent / ".gitignore", b"*\n")
     unit = "MAC" if bench.cost_name == "macs" else "ms"
-    metric = bench.quality
     return Study.open(
         settings.storage or (folder / "study.db"),
         study_name(settings),
         objectives=(
             Objective(name=bench.cost_name, unit=unit, better="min"),
-            Objective(name=metric.name, unit=metric.unit, better=metric.better),
+            *(Objective(name=metric.name, unit=metric.unit, better=metric.better) for metric in bench.qualities),
         ),
         settings={
             "model": asdict(bench.plain.model),
@@ -356,7 +370,14 @@ def _search(bench: Bench, study: Study) -> None:
         show = _Progress(bench, study, advance, trials)
 
         ended = run(
-            study, searcher, evaluator, space=bench.space, stop=stop, fidelity=bench.fidelity, on_evaluation=show
+            study,
+            searcher,
+            evaluator,
+            space=bench.space,
+            stop=stop,
+            fidelity=bench.fidelity,
+            fewest=bench.fewest,
+            on_evaluation=show,
         )
     bench.display.line(
         f"{len(study)} schedules measured on {bench.fidelity} prompts: {study.spent.denoiser_evals} denoiser "
@@ -405,23 +426,29 @@ def _evaluation_line(evaluation: Evaluation) -> str:
 
 def progress_note(bench: Bench, frontier: Frontier) -> str:
     """Returns the best point within the budget so far and the hypervolume, in a few words."""
-    cost, floor = bench.reference_point
-    best = frontier.best_within(bench.cost_name, cost / bench.target)
+    cost, *floors = bench.reference_point
     metric = bench.quality
+    best = frontier.best_within(bench.cost_name, cost / bench.target, best=metric.name)
+    # Of several qualities the volume is in the product of their units.
     unit = "" if metric.unit == "1" else f" {metric.unit}"
     shown = "nothing yet" if best is None else f"{best.values[1]:.4g}{unit} at {cost / best.values[0]:.2f}x"
     # As a share of the box between the reference point and nothing spent, so that numbers of any unit read alike.
-    volume = frontier.hypervolume((cost, floor)) / cost
-    return f"best within {bench.budget}: {shown} (predicted); hypervolume {volume:.4g}{unit}"
+    volume = frontier.hypervolume((cost, *floors)) / cost
+    of = unit if len(floors) == 1 else f" ({' x '.join(found.name for found in bench.qualities)})"
+    return f"best within {bench.budget}: {shown} (predicted); hypervolume {volume:.4g}{of}"
 
 
 def _report(bench: Bench, results: Sequence[Result], chosen: Result | None, written: Sequence[Path]) -> None:
     ordered = sorted(results, key=lambda r: r.value("speedup"))
     emphasis = next((i for i, r in enumerate(ordered) if chosen is not None and r.name == chosen.name), None)
+    # Beside what always fits: what was searched for, and what compares with the prompt.
+    searched = {metric.name for metric in bench.qualities}
+    more = [name for name in further(results) if name in searched or described(name).needs == "prompt"]
+    columns = (*SHOWN, *more)
     bench.display.table(
         f"{bench.card.name}, {len(bench.held_out.prompts)} held-out prompts, against the full run with the same noise",
-        SHOWN,
-        rows(ordered, SHOWN),
+        columns,
+        rows(ordered, columns),
         emphasis,
     )
     if chosen is not None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schedsearch.schedule import Schedule
+from schedsearch.search._objectives import may_be_negative
 from schedsearch.study import Evaluation, Objective
 
 Floats = npt.NDArray[np.float64]
@@ -244,6 +245,8 @@ class Archive:
     def _raw_loss(self, value: float, k: int) -> float:
         if self._objectives[k].better == "max":
             return -value
+        if may_be_negative(self._objectives[k]):
+            return value
         return float(np.log(value)) if value > 0.0 else -30.0
 
 

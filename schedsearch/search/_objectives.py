@@ -23,3 +23,12 @@ def quality_place(objectives: Sequence[Objective], name: str) -> int:
     if name:
         return names.index(name)
     return next((i for i, objective in enumerate(objectives) if objective.unit not in COST_UNITS), 0)
+
+
+def may_be_negative(objective: Objective) -> bool:
+    """Whether values below 0 are in order: an estimate without bias of a distance that is 0 lies as often below.
+
+    >>> may_be_negative(Objective(name="converged_kid[flux-mini-clip]", unit="1", better="min"))
+    True
+    """
+    return objective.name.removeprefix("converged_").partition("[")[0] == "kid"

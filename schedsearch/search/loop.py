@@ -30,9 +30,10 @@ def run(
     space: SearchSpace,
     stop: Stop,
     fidelity: int,
+    fewest: int = 1,
     on_evaluation: Callable[[Evaluation], None] | None = None,
 ) -> Ended:
-    """Search until ``stop``, writing to ``study``; call ``on_evaluation`` for everything newly measured.
+    """Search until ``stop``, on ``fewest`` prompts or more; ``on_evaluation`` gets everything newly measured.
 
     Raises:
         UsageError: if the searcher numbers its candidates wrongly or proposes one outside ``space`` (a bug in it).
@@ -52,7 +53,7 @@ def run(
         if not candidates:
             return "finished"
         told, known = [], len(study)
-        for candidate, wanted in (asked_for.sized(fidelity) for asked_for in candidates):
+        for candidate, wanted in (asked_for.sized(fidelity, fewest=fewest) for asked_for in candidates):
             evaluation = _recall(study, candidate, wanted)
             if evaluation is None:
                 if ended := limit_met():

@@ -42,12 +42,12 @@ class Candidate:
     share: float = 1.0
     origin: str = field(default="", compare=False)
 
-    def sized(self, prompts: int) -> tuple[Candidate, int]:
-        """The candidate, and how many of so many prompts it is measured on.
+    def sized(self, prompts: int, *, fewest: int = 1) -> tuple[Candidate, int]:
+        """The candidate, and how many of so many prompts it is measured on, ``fewest`` or more where there are.
 
         A share that comes to all of them is a measurement in full, and the candidate says so.
         """
-        wanted = max(1, round(prompts * self.share))
+        wanted = min(prompts, max(fewest, round(prompts * self.share)))
         return (self if wanted < prompts else replace(self, share=1.0)), wanted
 
 

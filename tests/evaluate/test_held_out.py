@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schedsearch.errors import UsageError
-from schedsearch.evaluate import evaluate_held_out, paired_ratio
+from schedsearch.evaluate import evaluate_held_out, find_metrics, paired_ratio
 from schedsearch.evaluate._bench_overhead import bench_schedules, main, measure_overhead
 
 PROMPTS = ("crying cat, purple background", "grinning face, white background", "rocket, red background")
@@ -74,6 +74,21 @@ def test_both_references_are_scored(rows):
     assert len(converged) == 6
     assert all(10.0 < value < 60.0 for value in converged)  # Euler in few steps is not the truth
     assert rows["full"].mean("converged_psnr") > rows["2 steps"].mean("converged_psnr")
+
+
+def test_metrics_of_prompts_and_of_sets_are_scored_for_every_run(tiny, tiny_card, tiny_table, tiny_plan):
+    found = evaluate_held_out(
+        tiny, tiny_card, {"half": tiny_plan(rows={"model": "CRCR"})}, PROMPTS, mac_table=tiny_table,
+        metrics=find_metrics("psnr,clip,kid", weights="flux-mini-clip"), seeds=(1, 2), batch=2, repeats=1, warmup=0,
+    )  # fmt: skip
+    full, half = found
+    net = "[flux-mini-clip]"
+
+    assert [name for name, _ in half.samples] == ["psnr", f"clip{net}", "converged_psnr"]
+    assert len(half.values(f"clip{net}")) == 6
+    assert [name for name, _ in half.sets] == [f"kid{net}", f"converged_kid{net}"]
+    assert full.mean(f"kid{net}") == pytest.approx(0.0, abs=1e-12)
+    assert full.mean(f"converged_kid{net}") != 0.0 != half.mean(f"kid{net}")
 
 
 def test_fewer_steps_are_the_plain_pipelines_own(rows, tiny, tiny_workload):

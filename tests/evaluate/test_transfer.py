@@ -68,7 +68,10 @@ def test_at_home_it_is_the_held_out_measurement(quick, mini, short_card, schedul
     )
     assert rows["identity"].mean("psnr") == 100.0
     for row in held_out[1:]:
-        assert rows[row.name].samples == tuple((name, row.values(name)) for name in ("psnr", "ssim", "latent_error"))
+        names = ["psnr", "ssim", "latent_error", "clip[flux-mini-clip]"]
+        assert rows[row.name].samples == tuple((name, row.values(name)) for name in names)
+        assert rows[row.name].sets == tuple(pair for pair in row.sets if not pair[0].startswith("converged"))
+        assert rows[row.name].mean("kid[flux-mini-clip]") == row.mean("kid[flux-mini-clip]")
         assert rows[row.name].denoiser_calls == row.denoiser_calls
     assert (rows["half"].speedup.n, len(rows["half"].latency.ms)) == (2, 2)
 

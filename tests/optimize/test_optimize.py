@@ -230,6 +230,9 @@ def test_resuming_with_other_settings_is_refused(small_job: Any, model: Path, do
         ),
         ({"metric": "beauty"}, UsageError, "metric: found 'beauty'"),
         ({"space": "nowhere.yaml"}, SpaceError, "nowhere.yaml: found no such space, expected one of flux"),
+        ({"metric": "psnr,fid"}, UsageError, "--metric fid[flux-mini-clip]: found 4 calibration prompts in"),
+        ({"metric": "fid"}, UsageError, "expected 256 or more, because it compares sets of pictures. Search by kid,"),
+        ({"metric": "clip[/nowhere]"}, UsageError, "feature network: found '/nowhere', expected one of flux-mini-clip"),
         ({"reference": "best"}, UsageError, "reference: found 'best', expected one of default, converged."),
         ({"budget": "1%macs"}, EvaluationError, "--budget: found 1%macs, expected one that one denoiser call can keep"),
     ],
@@ -356,6 +359,39 @@ def test_quality_may_be_measured_against_a_converged_run(small_job: Any, model: 
     measured = {m.metric: m for m in optimized.chosen.measured}
     assert measured["converged_psnr"].value > 10.0
     assert measured["converged_psnr"].value != measured["psnr"].value
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("done")
+def test_several_qualities_are_searched_for_at_once(
+    small_job: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metric of pairs, one of prompts and one of sets; the first decides, all are on record."""
+    from schedsearch.evaluate import METRICS
+    from schedsearch.optimize import _bench
+
+    monkeypatch.setattr(_bench, "FIDELITY", 3)
+    kid = replace(METRICS["kid"], fewest=4)  # the small job has four prompts
+    monkeypatch.setattr("schedsearch.evaluate._quality.METRICS", {**METRICS, "kid": kid})
+    optimized = small_job.job(model, tmp_path / "out", resume=False, metric="clip,psnr,kid", trials=10)
+    names = ["clip[flux-mini-clip]", "psnr", "kid[flux-mini-clip]"]
+    with Study.load(tmp_path / "out" / "study.db") as study:
+        assert [objective.name for objective in study.objectives] == ["macs", *names]
+        found = [e for e in study.evaluations() if e.status == "ok"]
+    assert {e.fidelity for e in found} == {4}  # no first look at fewer pictures than a set needs
+    assert {len(e.values) for e in found} == {4}
+    samples = dict(found[-1].samples)
+    assert len(samples[names[0]]) == len(samples["psnr"]) == 4
+    assert names[2] not in samples
+    assert dict(found[-1].metrics)[names[2]] == found[-1].values[3]
+    assert json.loads((tmp_path / "out" / "frontier" / "frontier.json").read_text())["quality"] == names[0]
+    measured = {m.metric: m for m in optimized.chosen.measured}
+    assert {*names, "fid[flux-mini-clip]", "ssim", "converged_psnr"} <= set(measured)
+    assert "converged_kid[flux-mini-clip]" not in measured
+    assert measured[names[2]].n == 2
+    (row, *_) = csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines())
+    assert row["run"] == "full"
+    assert float(row[names[2]]) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,24 @@ def test_the_one_barely_too_costly_comes_first_and_says_how_much_must_go():
 def test_where_nothing_is_a_little_too_costly_nothing_is_trimmed():
     found = archive((100.0, 100.0), (60.0, 58.0), (24.0, 38.0))
     assert found.costlier(np.random.default_rng(0), focused=True) is None
+
+
+def test_a_distance_that_may_be_negative_is_not_taken_in_logarithms():
+    """An estimate a hair below 0 is as good as one a hair above, not better than everything else by far."""
+    objectives = (*OBJECTIVES, Objective(name="kid[net]", unit="1", better="min"))
+    found = Archive(objectives)
+    base = toy_space("model").base
+    for ask, values in enumerate([(100.0, 60.0, 0.0), (50.0, 40.0, -1e-4), (25.0, 30.0, 2e-4), (20.0, 20.0, 0.02)]):
+        plan = dataclasses.replace(base, sigma=(*base.sigma[:-1], 1e-4 * (ask + 1)))
+        samples = (("psnr", (values[1],) * 2),)
+        candidate = Candidate(schedule=plan, searcher="s", ask=ask)
+        found.add(Evaluation(candidate=candidate, status="ok", values=values, samples=samples, fidelity=2))
+    _, losses = found.known()
+
+    assert losses[:, 0] == pytest.approx(np.log([100.0, 50.0, 25.0, 20.0]))  # the cost comes first
+    assert sorted(losses[:, 1].tolist()) == [-1e-4, 0.0, 2e-4, 0.02]
+    found.settle()
+    _, scaled = found.lessons()
+    assert scaled[1, 1] == pytest.approx(scaled[2, 1], abs=0.02)
+    assert found.volume() > 0.0
+    assert len(found.best(3)) == 3

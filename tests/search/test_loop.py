@@ -126,6 +126,23 @@ def test_a_value_that_is_no_number_becomes_a_failure():
     assert record.reason == "values (nan, 1.0): not a number"
 
 
+@pytest.mark.parametrize(
+    ("share", "fewest", "fidelity", "kept"),
+    [(0.25, 1, 2, 0.25), (0.25, 4, 4, 0.25), (0.25, 8, 8, 1.0), (0.25, 99, 8, 1.0), (1.0, 4, 8, 1.0)],
+)
+def test_a_first_look_is_on_as_many_prompts_as_an_objective_needs(share, fewest, fidelity, kept):
+    class Looking(Scripted):
+        def ask(self, n):
+            return [replace(candidate, share=share) for candidate in super().ask(n)]
+
+    searcher = Looking([["CRCRCR"]])
+    with new_study() as study:
+        looped(study, searcher, fidelity=8, fewest=fewest)
+
+    assert searcher.told[0].fidelity == fidelity
+    assert searcher.told[0].candidate.share == kept
+
+
 def test_an_earlier_measurement_on_fewer_prompts_is_not_enough():
     study = new_study()
     assert looped(study, Scripted([["CRCCCC"]]), fidelity=1) == "finished"

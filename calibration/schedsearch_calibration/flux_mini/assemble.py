@@ -20,6 +20,7 @@ guidance_scale: 1.0
 max_sequence_length: 16
 calibration: flux-mini-calibration
 held_out: flux-mini-held-out
+metric_weights: flux-mini-clip
 licence: Apache-2.0
 """
 
@@ -56,12 +57,12 @@ def assemble(folder: Path, *, vae: Any, model: Denoiser, words: Any) -> Path:
 def parameters_sha256(folder: Path) -> str:
     """Return the hex SHA-256 of a pipeline's weights, whatever the files' metadata and order of storage.
 
-    Hashed are, for each ``*/*.safetensors`` by path and each tensor by name: path, name, dtype, shape and bytes.
+    Hashed are, for each ``*.safetensors`` by path and each tensor by name: path, name, dtype, shape and bytes.
     """
     from safetensors.numpy import load_file
 
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in sorted(folder.rglob("*.safetensors")):
         for name, tensor in sorted(load_file(path).items()):
             digest.update(f"{path.relative_to(folder).as_posix()} {name} {tensor.dtype} {tensor.shape}\n".encode())
             digest.update(tensor.tobytes())

@@ -22,7 +22,9 @@ from schedsearch_calibration.flux_mini import COLOURS, data, tokenizer, transfor
 from schedsearch_calibration.flux_mini import assemble as assembly
 from schedsearch_calibration.flux_mini._training import Report, Settings
 
-_CONSOLE: Final = Console(stderr=True)
+CONSOLE: Final = Console(stderr=True)
+"""Where progress and errors go."""
+
 app = typer.Typer(add_completion=False, help="Train flux-mini from scratch.")
 
 
@@ -49,13 +51,13 @@ def run(out: Path, *, recipe: Recipe, packages: tuple[Path, ...] = (), device: s
     Raises:
         UsageError: a package, the device or a checkpoint cannot be used as given.
     """
-    place = _device(device)
+    place = device_of(device)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures(out / "pictures.npz", packages)
+    pictures = pictures_of(out / "pictures.npz", packages)
     coder = vae.build(recipe.vae_shape, seed=recipe.vae_settings.seed).to(place)
-    with _bar("vae", recipe.vae_settings.steps) as report:
+    with bar("vae", recipe.vae_settings.steps) as report:
         vae.train_vae(coder, pictures, recipe.vae_settings, checkpoint=out / "vae.ckpt", every=every, report=report)
-    with _bar("latents", len(pictures[0].captions)) as report:
+    with bar("latents", len(pictures[0].captions)) as report:
         latents = vae.encode_all(coder, pictures[0], report=report)
     words = tokenizer.build([*pictures[0].captions, *COLOURS, "background"])
     model = transformer.build(
@@ -64,7 +66,7 @@ def run(out: Path, *, recipe: Recipe, packages: tuple[Path, ...] = (), device: s
         vocabulary=len(words),
         seed=recipe.settings.seed,
     ).to(place)
-    with _bar("transformer", recipe.settings.steps) as report:
+    with bar("transformer", recipe.settings.steps) as report:
         transformer.train_transformer(
             model,
             (latents - coder.config.shift_factor) * coder.config.scaling_factor,
@@ -77,21 +79,27 @@ def run(out: Path, *, recipe: Recipe, packages: tuple[Path, ...] = (), device: s
     return assembly.assemble(out / "flux-mini", vae=coder.cpu(), model=model.cpu(), words=words)
 
 
-def _pictures(path: Path, packages: tuple[Path, ...]) -> tuple[data.Pictures, ...]:
+def pictures_of(path: Path, packages: tuple[Path, ...]) -> tuple[data.Pictures, ...]:
+    """Return the pictures in the file ``path``, drawn from ``packages`` and written there first if need be."""
     if path.is_file():
-        _CONSOLE.print(f"Using the pictures in {path}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"Using the pictures in {path}", highlight=False, soft_wrap=True)
     else:
         with data.packages(packages) as folders:
             icons = [data.read_icons(folder) for folder in folders]
         drawn = []
         for i, some in enumerate(icons):
-            with _bar(f"pictures {i + 1}/{len(icons)}", len(some)) as report:
+            with bar(f"pictures {i + 1}/{len(icons)}", len(some)) as report:
                 drawn.append(data.render(some, progress=report))
         data.save(drawn, path)
     return data.load(path)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -102,16 +110,17 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Report]:
+def bar(title: str, total: int) -> Iterator[Report]:
+    """Yield what a stage reports to, drawn as a progress bar with the loss where something is trained."""
     columns: tuple[Any, ...] = (
         TextColumn("{task.description:14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[loss]}"),
     )  # fmt: skip
-    with Progress(*columns, console=_CONSOLE, transient=False) as progress:
+    with Progress(*columns, console=CONSOLE, transient=False) as progress:
         task = progress.add_task(title, total=total, loss="")
 
         def report(done: int, loss: float) -> None:
-            shown = f"loss {loss:.4f}" if loss == loss and title in ("vae", "transformer") else ""  # noqa: PLR0124
+            shown = f"loss {loss:.4f}" if loss == loss and title in ("vae", "transformer", "clip") else ""  # noqa: PLR0124
             progress.update(task, completed=done, loss=shown)
 
         yield report
@@ -140,9 +149,9 @@ def main(  # noqa: PLR0917 -- options, all given by name
     try:
         folder = run(out, recipe=recipe, packages=tuple(packages or ()), device=device, every=every)
     except SchedSearchError as error:
-        _CONSOLE.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        CONSOLE.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        _CONSOLE.print("Stopped. Run the same command again to go on from the last checkpoint.")
+        CONSOLE.print("Stopped. Run the same command again to go on from the last checkpoint.")
         raise typer.Exit(130) from None
     typer.echo(f"Wrote {folder} (weights sha256:{assembly.parameters_sha256(folder)})")
