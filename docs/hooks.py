@@ -26,6 +26,7 @@ ELSEWHERE = {
     "spaces.md": "spaces/README.md",
     "calibration.md": "calibration/README.md",
     "flux-mini.md": "calibration/schedsearch_calibration/models/flux-mini/MODEL_CARD.md",
+    "flux-mini-clip.md": "calibration/schedsearch_calibration/models/flux-mini-clip/MODEL_CARD.md",
     "kernels.md": "kernels/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",

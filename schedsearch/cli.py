@@ -60,7 +60,8 @@ def _add(verb: Callable[..., None]) -> None:
 
 
 _VERBS: tuple[Callable[..., None], ...] = (
-    optimize, generate, show, validate, models, metrics, evaluate, compare, correct, profile, sensitivity, calibrate, report,
+    optimize, generate, show, validate, models, metrics,
+    evaluate, compare, correct, profile, sensitivity, calibrate, report,
 )  # fmt: skip
 for _verb in _VERBS:
     _add(_verb)

@@ -110,9 +110,8 @@ def _candidate(evaluation: Evaluation, study: Study, plain_cost: float) -> Run:
     calls = metrics.get(CALLS)
     samples = dict(evaluation.samples)
     values = [Value(metric=PREDICTED, value=speed, low=speed, high=speed, n=1)]
-    named = {study.objectives[:2][-1].name: evaluation.values[:2][-1]} | {
-        n: v for n, v in metrics.items() if n in samples
-    }
+    objectives = zip(study.objectives[1:], evaluation.values[1:], strict=True)
+    named = {o.name: value for o, value in objectives} | {n: v for n, v in metrics.items() if n in samples}
     for name, value in named.items():
         of = samples.get(name, (value,))
         values.append(Value(metric=name, value=value, low=min(of), high=max(of), n=len(of)))

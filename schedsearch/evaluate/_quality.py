@@ -55,11 +55,12 @@ class QualityMetric:
         unit: such as ``dB``; ``1`` for a plain number.
         better: direction of improvement.
         summary: what it says, in a few words.
-        floor: value at the hypervolume's reference point: as bad as makes no difference.
+        floor: value at the hypervolume's reference point: as bad as makes no difference; has to be given where smaller
+            is better.
         needs: what a picture is compared with: its ``pair`` in the full run, its ``prompt``, or as one of a ``set`` the
             full run's set.
         on: what it looks at: ``images`` `(n, c, h, w)` in [0, 1], or final ``latents`` `(n, ...)`.
-        formula: of a pair without a network, `(n, ...)` and `(n, ...)` to `(n,)`.
+        score: of a pair without a network, the formula, `(n, ...)` and `(n, ...)` to `(n,)`.
         by_pair: of a pair through a network.
         by_prompt: of a picture and its prompt through a network.
         over_sets: of sets through a network.
@@ -71,11 +72,11 @@ class QualityMetric:
     name: str
     unit: str
     better: Better
-    summary: str
-    floor: float
+    summary: str = ""
+    floor: float = 0.0
     needs: Literal["pair", "prompt", "set"] = "pair"
     on: Literal["images", "latents"] = "images"
-    formula: Formula | None = None
+    score: Formula | None = None
     by_pair: ByPair | None = None
     by_prompt: ByPrompt | None = None
     over_sets: OverSets | None = None
@@ -113,10 +114,10 @@ class QualityMetric:
             whole = self.set_score().open(["all"])
             whole.add("all", outputs, reference)
             return (whole.value(),)
-        if self.formula is None:
+        if self.score is None:
             raise UsageError(f"metric {self.name}: found no formula, expected one. Add it to its entry.")
         # In double precision: the variances inside SSIM are differences of nearly equal squares.
-        return _floats(self.formula(outputs.detach().double().cpu(), reference.detach().double().cpu()))
+        return _floats(self.score(outputs.detach().double().cpu(), reference.detach().double().cpu()))
 
     def against(self, reference: ReferenceName) -> QualityMetric:
         """Return this metric under its name against ``reference``; what is compared with prompts has but one name."""
@@ -200,15 +201,15 @@ METRICS: Mapping[str, QualityMetric] = {
     metric.name: metric
     for metric in (
         QualityMetric(
-            name="psnr", unit="dB", better="max", formula=_psnr, floor=10.0,
+            name="psnr", unit="dB", better="max", score=_psnr, floor=10.0,
             summary="pixel by pixel, against the full run's picture",
         ),
         QualityMetric(
-            name="ssim", unit="1", better="max", formula=_ssim, floor=0.0,
+            name="ssim", unit="1", better="max", score=_ssim, floor=0.0,
             summary="local structure, against the full run's picture",
         ),
         QualityMetric(
-            name="latent_error", unit="1", better="min", on="latents", formula=_latent_error, floor=1.0,
+            name="latent_error", unit="1", better="min", on="latents", score=_latent_error, floor=1.0,
             summary="relative error of the final latents, against the full run's",
         ),
         QualityMetric(
@@ -263,7 +264,7 @@ def find_metric(
     if reference not in REFERENCES:
         raise UsageError(f"reference: found {reference!r}, expected one of {', '.join(REFERENCES)}.")
     metric = METRICS[match["base"]]
-    if metric.formula is None:
+    if metric.score is None:
         net = choose(metric.name, match["net"] or "", weights)
         metric = replace(metric, name=f"{metric.name}[{net.name}]", net=net, device=str(device))
     elif match["net"]:

@@ -19,7 +19,7 @@ from schedsearch.protocols import Metric
 GREY = torch.full((2, 3, 16, 16), 0.5)
 
 
-BY_FORMULA = [name for name, metric in METRICS.items() if metric.formula is not None]
+BY_FORMULA = [name for name, metric in METRICS.items() if metric.score is not None]
 
 
 @pytest.mark.parametrize("name", BY_FORMULA)
