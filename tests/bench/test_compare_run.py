@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from schedsearch.bench import CompareSettings, families_named, run_compare
-from schedsearch.bench._compare import Clock, families
+from schedsearch.bench import CompareSettings, families, families_named, run_compare
+from schedsearch.bench._compare_settings import Clock
 from schedsearch.errors import UsageError
 from schedsearch.schedule import write_schedule
 from schedsearch.study import read_comparison
@@ -20,10 +20,14 @@ def few(monkeypatch, haste):
 
     del haste
     everything = _compare.entries_of
-    monkeypatch.setattr(_compare, "entries_of", lambda *a, **k: everything(*a, **k)[:6])
+    monkeypatch.setattr(_compare, "entries_of", lambda *a, **k: everything(*a, **k)[:3])
     whole = _peer_sweep.PeerTrials._settings
-    monkeypatch.setattr(_peer_sweep.PeerTrials, "_settings", lambda self, peer: (*whole(self, peer)[:2],
-                                                                              whole(self, peer)[2][:4]))  # fmt: skip
+
+    def first_two(self, peer):
+        cause, reason, settings = whole(self, peer)
+        return cause, reason, settings[:2]
+
+    monkeypatch.setattr(_peer_sweep.PeerTrials, "_settings", first_two)
 
 
 @pytest.fixture
@@ -43,12 +47,12 @@ def bad_schedule(six_steps, tmp_path):
 @pytest.mark.usefixtures("few")
 def test_everything_is_measured_in_one_run_that_can_be_stopped(six_steps, bad_schedule, tmp_path, screen, monkeypatch):
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- compare: begin -->\nold\n<!-- compare: end -->\n")
+    readme.write_text("<!-- compare: begin -->\nbefore\n<!-- compare: end -->\n")
     settings = CompareSettings(
         model=str(six_steps),
         schedules=(bad_schedule,),
         out=tmp_path / "out",
-        only=("euler", "fora", "diffusers-fbc", "diffusers-seacache", "cachedit-scm", "cachedit-foca"),
+        only=("euler", "diffusers-fbc", "diffusers-seacache", "cachedit-scm"),
         prompts=2,
         into=readme,
         command="schedsearch compare --model six",
@@ -73,11 +77,10 @@ def test_everything_is_measured_in_one_run_that_can_be_stopped(six_steps, bad_sc
 
     assert calls == [1], "only the round that was stopped is run again"
     measured = {row.family for row in found.rows}
-    assert {"ours", "plain", "euler", "fora"} <= measured
+    assert {"ours", "plain", "euler"} <= measured
     assert {row.family for row in found.rows if row.family.startswith(("diffusers", "cachedit"))}
     reasons = {each.family: each for each in found.absent if not each.setting}
     assert reasons["diffusers-seacache"].cause == "no effect"
-    assert reasons["cachedit-foca"].cause == "failed"
     (plain,) = found.rows_of("plain")
     assert plain.score("psnr").values == (100.0, 100.0)
     assert plain.work == 1.0
@@ -94,7 +97,7 @@ def test_everything_is_measured_in_one_run_that_can_be_stopped(six_steps, bad_sc
     text = readme.read_text()
     assert "ours lose by" in text
     assert "| **ours** |" in text
-    assert "cache-dit DBCache + FoCa: failed;" in text
+    assert "diffusers SeaCache: no effect; it computed everything" in text
 
     other = dataclasses.replace(settings, dtype="bfloat16")
     with pytest.raises(UsageError, match="found another run, which differs in dtype"):

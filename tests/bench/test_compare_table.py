@@ -84,14 +84,14 @@ def test_names_of_metrics_are_readable():
 
 def test_all_files_are_written_and_the_readme_gets_the_tables(comparison, tmp_path, screen):
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- compare: begin -->\nold\n<!-- compare: end -->\n")
+    readme.write_text("<!-- compare: begin -->\nbefore\n<!-- compare: end -->\n")
     write_all(comparison, tmp_path, readme, screen)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "README.md", "compare.csv", "compare.json", "compare.md", "compare.png",
     ]  # fmt: skip
     assert read_comparison(tmp_path / "compare.json").rows[0].setting == "ours-2x"
     assert report(comparison) in readme.read_text()
-    assert "old" not in readme.read_text()
+    assert "before" not in readme.read_text()
     assert "ours lose by 5.17 dB" in screen.text()
 
 

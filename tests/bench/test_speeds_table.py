@@ -130,5 +130,6 @@ def test_settings_that_cannot_be_meant_are_refused(fields, said):
 
 
 def test_every_family_has_one_source():
-    assert all((family.make is None) != (family.search == "") for family in FAMILIES.values())
+    for family in FAMILIES.values():
+        assert sum((family.make is not None, family.make_probed is not None, family.search != "")) == 1
     assert "auto" not in FAMILIES

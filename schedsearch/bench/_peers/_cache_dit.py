@@ -8,18 +8,18 @@ DBCache with and without its calibrators, its pruning, and its step masks in bot
 - Its context has to be told the number of steps, or it never begins anew.
 - Whether guidance takes a call of its own is a guess by the pipeline's name unless it is told.
 - At least one block is computed in every step (``Fn_compute_blocks`` of 0 is refused while running).
-- The FoCa calibrator is announced in its configuration and not there yet.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
 
-from schedsearch.bench._peers._peer import Host, Peer, Setting, muted
+from schedsearch.bench._peers._peer import Host, Peer, Setting
 
 Options = Mapping[str, Any]
 Grid = Callable[[Host], Iterator[tuple[str, Options]]]
@@ -88,9 +88,7 @@ class CacheDit(Peer):
 
 
 def _library() -> Any:
-    """The package; it announces itself when it is first imported."""
-    with muted():
-        return importlib.import_module("cache_dit")
+    return importlib.import_module("cache_dit")
 
 
 def _dynamic(host: Host) -> Iterator[tuple[str, Options]]:

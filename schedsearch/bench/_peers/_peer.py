@@ -107,21 +107,24 @@ class _Listener(logging.Handler):
             self.heard.append(text)
 
 
-LOGGERS = ("diffusers", "CACHE_DIT")
-"""Loggers of the libraries, both of which print by themselves and pass nothing on."""
+LOGGERS = frozenset({"diffusers", "cache_dit", "CACHE_DIT"})
+"""Loggers of the libraries begin like this; many of them print by themselves and pass nothing on."""
 
 
 @contextmanager
 def muted() -> Iterator[list[str]]:
     """Keeps libraries from logging while the block runs, and collects what they warn of."""
     listener = _Listener()
-    loggers = [logging.getLogger(name) for name in LOGGERS]
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in LOGGERS]
+    loggers = [logger for logger in map(logging.getLogger, names) if logger.handlers]
     handlers = [list(logger.handlers) for logger in loggers]
+    level = logging.root.manager.disable
     for logger in loggers:
         logger.handlers = [listener]
+    logging.disable(max(level, logging.INFO))  # loggers that come up meanwhile are not in the list
     try:
         yield listener.heard
     finally:
+        logging.disable(level)
         for logger, before in zip(loggers, handlers, strict=True):
-            # A library that was imported meanwhile has set up its own.
-            logger.handlers = before + [each for each in logger.handlers if each is not listener]
+            logger.handlers = before
