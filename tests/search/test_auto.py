@@ -42,6 +42,25 @@ def test_every_schedule_is_looked_at_before_it_is_measured_in_full() -> None:
     assert 3 < len(full) == len(set(full)) < len(looked)
 
 
+def test_every_candidate_says_how_it_came_about() -> None:
+    space = toy_space((("model", "CR123"),))
+    config = AutoConfig(n_seeds=8, first_look=0.5, pool=8)
+    found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 120)
+    assert found[0].origin.startswith("seed plain")
+    for candidate in found:
+        word = candidate.origin.split()[0]
+        if candidate.share == 1.0:
+            assert word == "first"
+        else:
+            assert (
+                word in {"fresh", "seed"}
+                if not candidate.parents
+                else word in {"crossed", "mutated", "refined", "trimmed"}
+            )
+            assert (len(candidate.parents) == 2) == (word == "crossed")
+    assert len({candidate.origin.split()[0] for candidate in found}) >= 5
+
+
 def test_it_ends_when_the_volume_stalls() -> None:
     space = toy_space((("model", "CR"),), n_steps=8)
     searcher = Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=AutoConfig(patience=20, pool=8))

@@ -27,12 +27,15 @@ function opCell(op, own) {
   return element("td", { class: `op op-${op}${own === "0" ? " covered" : ""}`, title: OPS[op] }, op);
 }
 
+/** A part of a block stands below it, so its own name is enough. */
+const shortLabel = (row) => (row.level === 2 ? row.label.replace(/^.*?\.\d+(–\d+)?\./, "") : row.label);
+
 function mapRow(row, hasFormats) {
   const cells = [...row.ops].map((op, step) => (row.is_pruned ? element("td", { class: "op op-S", title: "removed" }, "×") : opCell(op, row.own[step])));
   const tail = [element("td", { class: "count" }, row.is_pruned ? "removed" : `${row.computed}/${row.ops.length}`)];
   if (hasFormats) tail.push(element("td", { class: "fmt" }, row.formats));
   const classes = `level-${row.level}${row.is_pruned ? " is-pruned" : ""}`;
-  return element("tr", { class: classes }, element("th", { scope: "row" }, row.label, row.count > 1 ? element("small", {}, ` ×${row.count}`) : ""), ...cells, ...tail);
+  return element("tr", { class: classes }, element("th", { scope: "row", title: row.label }, shortLabel(row), row.count > 1 ? element("small", {}, ` ×${row.count}`) : ""), ...cells, ...tail);
 }
 
 function fillMap(view) {
