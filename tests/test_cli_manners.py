@@ -71,6 +71,8 @@ def test_how_a_search_ends_is_its_code(run_cli, monkeypatch, raised, code):
 
 def test_sigterm_ends_a_search_like_ctrl_c(run_cli, monkeypatch):
     def end(_):
+        with pytest.raises(KeyboardInterrupt):  # what a search writes its frontier upon
+            os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
