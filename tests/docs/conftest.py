@@ -53,12 +53,18 @@ def _run_folder(names: Names, path: Path) -> None:
     write_frontier(path / "frontier", _plans(), quality="psnr")
 
 
-def _low_bit_plan(names: Names, path: Path) -> None:
+def _low_bit() -> Any:
     """A schedule with low-bit layers."""
-    from schedsearch.schedule import PrecisionRule, write_schedule
+    from schedsearch.schedule import PrecisionRule
 
     rule = PrecisionRule(pattern="transformer_blocks.0.ff.*", weight="int8", activation="int8")
-    write_schedule(dataclasses.replace(_plans()[-1], precision=(rule,)), path)
+    return dataclasses.replace(_plans()[-1], precision=(rule,))
+
+
+def _low_bit_plan(names: Names, path: Path) -> None:
+    from schedsearch.schedule import write_schedule
+
+    write_schedule(_low_bit(), path)
 
 
 def _table(names: Names, path: Path) -> None:
@@ -185,7 +191,7 @@ VALUES: Mapping[str, Callable[[], Any]] = {
     "pipe": _pipe,
     "workload": _workload,
     "prompts": _prompts,
-    "schedule": lambda: _plans()[-1],
+    "schedule": _low_bit,
     "layer": _layer,
     "linear": _layer,
     "inputs": lambda: _inputs(0),
@@ -243,7 +249,6 @@ def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (_bench, _finals):
         monkeypatch.setattr(module, "LADDER", (2.0,))
     monkeypatch.setattr(_finals, "FRESH", 2)
-    monkeypatch.setattr(_finals, "AT_BUDGET", 2)
     monkeypatch.setattr(_run, "measure_cost", functools.partial(measure_cost, repeats=1, warmup=0))
     monkeypatch.setattr(_run, "with_linear_prices", functools.partial(with_linear_prices, repeats=1))
     monkeypatch.setattr(_finals, "evaluate_held_out", functools.partial(evaluate_held_out, repeats=2, warmup=0))
