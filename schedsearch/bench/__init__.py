@@ -6,7 +6,8 @@ a schedule at other resolutions, batches and step numbers than it was searched a
 
 from schedsearch.bench._cachequant import CacheQuantRow, CacheQuantSettings, run_cachequant
 from schedsearch.bench._calibration import CalibrateSettings, run_calibrate
-from schedsearch.bench._compare import CompareSettings, families, families_named, run_compare
+from schedsearch.bench._compare import run_compare
+from schedsearch.bench._compare_settings import CompareSettings, families, families_named
 from schedsearch.bench._contest import ABLATION, CONTESTANTS, Contestant, ContestSettings, contest
 from schedsearch.bench._curves import Curve, curves_of, summary_of
 from schedsearch.bench._elsewhere import TransferSettings, run_transfer

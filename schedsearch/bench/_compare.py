@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from schedsearch import __version__
+from schedsearch.bench._compare_settings import CompareSettings, families
 from schedsearch.bench._compare_table import write_all
 from schedsearch.bench._contest import PARTS
 from schedsearch.bench._families import FAMILIES
@@ -29,7 +29,6 @@ from schedsearch.bench._log import Log
 from schedsearch.bench._peer_sweep import PeerEntry, PeerSweep, PeerTrials, contender
 from schedsearch.bench._peers import Host, Peer, fresh, muted, peers
 from schedsearch.bench._sweep import FIT_PROMPTS, Entry, chosen, entries_of, fitted, in_turns, sweep_study, swept
-from schedsearch.errors import UsageError
 from schedsearch.evaluate import (
     METRICS,
     REFERENCES,
@@ -90,52 +89,6 @@ LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit")
 """Whose versions are recorded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareSettings:
-    """What is to be compared.
-
-    Attributes:
-        model: as in `OptimizeSettings`.
-        out: folder of scores and results.
-        schedules: files of ours.
-        frontier: folder of ours.
-        only: families; all of them where empty.
-        prompts: held-out prompts.
-        minutes: after half of it no further setting is tried, and after all of it no further prompt begun.
-        into: Markdown file whose ``compare`` markers get the table.
-        device: as in `OptimizeSettings`.
-        dtype: as in `OptimizeSettings`.
-        command: what the user called, for the record.
-    """
-
-    model: str
-    out: Path
-    schedules: tuple[Path, ...] = ()
-    frontier: Path | None = None
-    only: tuple[str, ...] = ()
-    prompts: int = 12
-    minutes: float | None = None
-    into: Path | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    command: str = ""
-
-    def __post_init__(self) -> None:
-        known = families()
-        for name in self.only:
-            if name not in known:
-                raise UsageError(f"--only: found {name!r}, expected some of {', '.join(known)}.")
-        if self.prompts < 1:
-            raise UsageError(f"--prompts: found {self.prompts}, expected 1 or more.")
-        if self.minutes is not None and not 0.0 < self.minutes < inf:
-            raise UsageError(f"--minutes: found {self.minutes:g}, expected a number above 0.")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The families that take part."""
-        return self.only or tuple(families())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
     """What runs on held-out prompts.
@@ -151,40 +104,6 @@ class Finalist:
     setting: str
     runner: Contender
     schedule: str = ""
-
-
-def families() -> dict[str, Family]:
-    """Returns everything that can be compared, in the order of tables."""
-    known = peers()
-    compiled = known["compiled"]
-    first = {"compiled": Family(name="compiled", title=compiled.title, source="peer", library="torch", swept=0)}
-    masks = {
-        name: Family(name=name, title=family.title, source="schedules", library="", swept=0)
-        for name, family in FAMILIES.items()
-        if not family.search
-    }
-    rest = {
-        name: Family(name=name, title=peer.title, source="peer", library=peer.library, swept=0)
-        for name, peer in known.items()
-        if name not in first
-    }
-    return {**first, **masks, **rest}
-
-
-def families_named(only: str) -> tuple[str, ...]:
-    """Returns the families that ``only`` names, separated by commas; the name of a library stands for all of its own.
-
-    Raises:
-        UsageError: there is no such family.
-    """
-    known = families()
-    found: list[str] = []
-    for word in filter(None, (word.strip() for word in only.split(","))):
-        own = [name for name in known if name == word or name.startswith(f"{word}-")]
-        if not own:
-            raise UsageError(f"--only: found {word!r}, expected some of {', '.join(known)}.")
-        found += [word] if word in own else own
-    return tuple(dict.fromkeys(found))
 
 
 class Clock:

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from schedsearch.bench import CompareSettings, families_named, run_compare
-from schedsearch.bench._compare import Clock, families
+from schedsearch.bench import CompareSettings, families, families_named, run_compare
+from schedsearch.bench._compare import Clock
 from schedsearch.errors import UsageError
 from schedsearch.schedule import write_schedule
 from schedsearch.study import read_comparison
