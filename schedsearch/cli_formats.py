@@ -30,29 +30,42 @@ from schedsearch.cli_options import (
 
 Batch = Annotated[int, typer.Option(metavar="N", help="Images per call.", min=1)]
 HeldOut = Annotated[int, typer.Option("--held-out", metavar="N", help="Held-out prompts to compare on.", min=1)]
+Formats = Annotated[
+    str,
+    typer.Option(
+        metavar="WORDS",
+        help="Formats a layer may take, separated by commas: WEIGHT, behind it /ACTIVATION, @SCALES and +RANK "
+        "where wanted; without an activation that of --activation.",
+        autocompletion=some_of(FORMATS),
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD",
+        help="Format of the inputs.",
+        show_default="the model's own dtype",
+        autocompletion=one_of(FORMATS),
+    ),
+]
+Carrier = Annotated[
+    str,
+    typer.Option(metavar="N|FILE", help="Measure changes on this many plain steps, or on this schedule, to save time."),
+]
+Subsets = Annotated[
+    int, typer.Option(metavar="N", help="Random sets of changes of each kind, to see if effects add up.", min=0)
+]
+Latencies = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A table of `schedsearch profile`, for effects per saved millisecond."),
+]
 
 
 def sensitivity(
     *,
     model: Model,
-    formats: Annotated[
-        str,
-        typer.Option(
-            metavar="WORDS",
-            help="Formats a layer may take, separated by commas: WEIGHT, behind it /ACTIVATION, @SCALES and +RANK "
-            "where wanted; without an activation that of --activation.",
-            autocompletion=some_of(FORMATS),
-        ),
-    ] = "fp16,int8,int6,int5,int4,int3,int2",
-    activation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORD",
-            help="Format of the inputs.",
-            show_default="the model's own dtype",
-            autocompletion=one_of(FORMATS),
-        ),
-    ] = None,
+    formats: Formats = "fp16,int8,int6,int5,int4,int3,int2",
+    activation: Activation = None,
     bits: Annotated[
         str, typer.Option(metavar="NUMBERS", help="Bits at which mixed and uniform formats are compared.")
     ] = "8,6,5,4",
@@ -60,21 +73,11 @@ def sensitivity(
         str, typer.Option(metavar="NUMBERS", help="Ranks of the low-rank branch beside the fewest of these bits.")
     ] = "0",
     blocks: Annotated[bool, typer.Option("--blocks/--no-blocks", help="Remove each block, too.")] = True,
-    carrier: Annotated[
-        str,
-        typer.Option(
-            metavar="N|FILE", help="Measure changes on this many plain steps, or on this schedule, to save time."
-        ),
-    ] = "7",
+    carrier: Carrier = "7",
     prompts: Annotated[int, typer.Option(metavar="N", help="Calibration prompts to measure on.", min=1)] = 4,
     held_out: HeldOut = 16,
-    subsets: Annotated[
-        int, typer.Option(metavar="N", help="Random sets of changes of each kind, to see if effects add up.", min=0)
-    ] = 32,
-    latencies: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A table of `schedsearch profile`, for effects per saved millisecond."),
-    ] = None,
+    subsets: Subsets = 32,
+    latencies: Latencies = None,
     seed: Seed = 0,
     batch: Batch = 8,
     device: Device = "cpu",

@@ -44,82 +44,94 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM, as a cluster does before it takes a machine back."""
 
 
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="M", help="Most memory for the denoiser's weights and caches, such as 8GB."),
+]
+SensitivityFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="What `schedsearch sensitivity` measured, for auto to begin from."),
+]
+Search = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Who proposes: auto, anneal, autodiffusion, bayes, cachequant, ecad, random or s3.",
+        autocompletion=one_of(SEARCHERS),
+    ),
+]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="What may be searched: a shipped space, or a space file of your own.",
+        show_default="the model's own",
+        autocompletion=space_names,
+    ),
+]
+Trials = Annotated[
+    int | None, typer.Option(metavar="N", help="Stop after N measured schedules.", min=1, show_default=False)
+]
+Minutes = Annotated[
+    float | None, typer.Option(metavar="N", help="Stop after N minutes of searching.", show_default=False)
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Calibration prompts, one per line, instead of the model's own."),
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help="What counts as quality; of several, separated by commas, the first decides.",
+        autocompletion=one_of(METRICS),
+    ),
+]
+Reference = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What quality is measured against: default, the plain full run, or converged, one of many more steps.",
+        autocompletion=one_of(REFERENCES),
+    ),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Where the study is kept, instead of an SQLite file in the output folder."),
+]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Output folder.", show_default="runs/MODEL-BUDGET")]
+Watch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PORT",
+        help="Serve the report at http://127.0.0.1:PORT while the search runs; 0 takes a free port.",
+        min=0,
+        max=65535,
+        show_default=False,
+    ),
+]
+
+
 def optimize(
     *,
     model: Model,
     budget: Annotated[str, Budget],
-    max_memory: Annotated[
-        str | None,
-        typer.Option(metavar="M", help="Most memory for the denoiser's weights and caches, such as 8GB."),
-    ] = None,
-    sensitivity: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What `schedsearch sensitivity` measured, for auto to begin from."),
-    ] = None,
-    search: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Who proposes: auto, anneal, autodiffusion, bayes, cachequant, ecad, random or s3.",
-            autocompletion=one_of(SEARCHERS),
-        ),
-    ] = "auto",
-    space: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="What may be searched: a shipped space, or a space file of your own.",
-            show_default="the model's own",
-            autocompletion=space_names,
-        ),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop after N measured schedules.", min=1, show_default=False)
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(metavar="N", help="Stop after N minutes of searching.", show_default=False)
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Calibration prompts, one per line, instead of the model's own."),
-    ] = None,
-    metric: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="What counts as quality; of several, separated by commas, the first decides.",
-            autocompletion=one_of(METRICS),
-        ),
-    ] = "psnr",
-    reference: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="What quality is measured against: default, the plain full run, or converged, one of many more steps.",
-            autocompletion=one_of(REFERENCES),
-        ),
-    ] = "default",
+    max_memory: MaxMemory = None,
+    sensitivity: SensitivityFile = None,
+    search: Search = "auto",
+    space: Space = None,
+    trials: Trials = None,
+    minutes: Minutes = None,
+    prompts: Prompts = None,
+    metric: Metric = "psnr",
+    reference: Reference = "default",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
-    storage: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Where the study is kept, instead of an SQLite file in the output folder."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Output folder.", show_default="runs/MODEL-BUDGET")
-    ] = None,
+    storage: Storage = None,
+    out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is there.")] = False,
-    watch: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PORT",
-            help="Serve the report at http://127.0.0.1:PORT while the search runs; 0 takes a free port.",
-            min=0,
-            max=65535,
-            show_default=False,
-        ),
-    ] = None,
+    watch: Watch = None,
     as_json: Json = False,
 ) -> None:
     """Search schedules for a model and write the best ones.

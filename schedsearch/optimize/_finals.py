@@ -79,8 +79,8 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tu
     schedules = _with_tables(plans, note["tables"])
     results = _results(note["rows"], schedules)
     labels = _labels([r for r in results if r.schedule is not None])
-    scores = {labels[name]: tuple(numbers) for name, numbers in note["scores"].items() if name in labels}
-    return tuple(replace(r, name=labels.get(r.name, r.name)) for r in results), scores
+    fresh = {labels[name]: tuple(numbers) for name, numbers in note["scores"].items() if name in labels}
+    return tuple(replace(r, name=labels.get(r.name, r.name)) for r in results), fresh
 
 
 def forecast(bench: Bench, study: Study) -> Forecast:
