@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Annotated
 
 import typer
@@ -75,7 +76,7 @@ def main() -> None:
         app(words, prog_name="schedsearch")
     except SchedSearchError as error:
         sys.stdout.flush()
-        if any(TALK.get(word) is Talk.VERBOSE for word in words):
+        if {TALK[word] for word in takewhile(TALK.__contains__, words)} == {Talk.VERBOSE}:
             traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_NOT_REACHED if isinstance(error, EvaluationError) else EXIT_ERROR)
