@@ -333,6 +333,15 @@ def test_what_is_missing_is_left_out_of_what_is_at_hand(empty_machine, monkeypat
     assert [metric.name for metric in metrics_at_hand()] == ["psnr", "ssim", "latent_error"]
 
 
+def test_an_installation_that_lost_its_network_still_has_the_metrics_without_one(empty_machine, tmp_path, monkeypatch):
+    monkeypatch.setattr("schedsearch_calibration._MODELS", tmp_path)
+    monkeypatch.setattr(nets, "find_spec", lambda _package: None)
+
+    with pytest.raises(ModelNotFoundError, match=rf"metric clip\[{NET}\]: .* found '{NET}', .* Reinstall schedsearch"):
+        find_metric("clip", weights=NET)
+    assert [metric.name for metric in metrics_at_hand(NET)] == ["psnr", "ssim", "latent_error"]
+
+
 def test_a_half_copied_folder_is_told_apart(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(
