@@ -244,8 +244,8 @@ def workshop(schedule, schedule_file, frontier_folder, tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(bench, name, note(answer))
     monkeypatch.setattr("schedsearch_reports.report_data", note(None))
-    monkeypatch.setattr("schedsearch_reports.write_report", lambda _, page: page)
-    monkeypatch.setattr("schedsearch_reports.write_stills", lambda _, page: (page.with_suffix(".png"),))
+    monkeypatch.setattr("schedsearch_reports.write_report", lambda _, path: path)
+    monkeypatch.setattr("schedsearch_reports.write_stills", lambda _, path: (path.with_suffix(".png"),))
     return asked
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from schedsearch.errors import SchedSearchError
 from schedsearch.evaluate import device_name
 from schedsearch.optimize._bench import Bench
 from schedsearch.optimize._finals import finalists
-from schedsearch.optimize._numbers import score
+from schedsearch.optimize._numbers import score, set_score
 from schedsearch.optimize._results import CREATED_BY
 from schedsearch.schedule import Measurement, Provenance, Schedule, write_frontier
 from schedsearch.study import Evaluation, Study
@@ -45,7 +46,8 @@ def write_unfinished(bench: Bench, study: Study) -> Path | None:
         if not hasattr(bench, "cost"):  # stopped before anything could be told
             bench.display.line("Nothing was measured yet, so there is nothing to write.")
             return None
-        cheaper = [e for e in study.frontier() if e.values[0] < bench.reference_point[0]]
+        plain = bench.reference_point[0]
+        cheaper = [e for e in study.frontier() if e.values[0] < plain and all(map(isfinite, e.values))]
         first = [id(e) for e in finalists(bench, study.frontier())]
         ordered = sorted(cheaper, key=lambda e: id(e) not in first)
         finished = dict(_finished(bench, ordered))
@@ -154,12 +156,14 @@ def _marked(bench: Bench, study: Study, evaluation: Evaluation, schedule: Schedu
         for name, unit, better, value in costs
     ]
     prompts = f"{bench.prompts.name}, {evaluation.fidelity} prompts of the search, not held out"
-    samples = dict(evaluation.samples).get(bench.quality.name) or evaluation.values[1:2]
-    quality = score(replace(stamp, prompts=prompts), bench.quality, samples)
+    for metric, value in zip(bench.qualities, evaluation.values[1:], strict=True):
+        samples, on = dict(evaluation.samples).get(metric.name), replace(stamp, prompts=prompts)
+        told = score(on, metric, samples) if samples else set_score(on, metric, value, evaluation.fidelity)
+        known.append(replace(told, metric=f"search_{told.metric}"))
     candidate = evaluation.candidate
     return replace(
         schedule,
-        measured=(*known, replace(quality, metric=f"search_{quality.metric}")),
+        measured=tuple(known),
         provenance=Provenance(
             study=bench.settings.name,
             searcher=candidate.searcher,
