@@ -111,7 +111,11 @@ def _bundled(name: str) -> Callable[[str], Net]:
     def locate(metric: str) -> Net:
         from schedsearch_calibration import feature_net_path
 
-        return _clip_folder(metric, name, feature_net_path(name), "Reinstall schedsearch.")
+        try:
+            folder = feature_net_path(name)
+        except UsageError as error:  # an installation that lost it is a lack like any other
+            raise ModelNotFoundError(f"metric {metric}[{name}]: {error} Reinstall schedsearch.") from None
+        return _clip_folder(metric, name, folder, "Reinstall schedsearch.")
 
     return locate
 
