@@ -31,6 +31,7 @@ ELSEWHERE = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
     "images/flux-mini-samples.png": "calibration/schedsearch_calibration/models/flux-mini/samples.png",
+    "data/report.html": "reports/sample/report.html",
     "data/flux.yaml": "spaces/schedsearch_spaces/flux.yaml",
     "data/models.yaml": "spaces/schedsearch_spaces/models.yaml",
 }
@@ -91,7 +92,7 @@ def command_line() -> str:
         PluginError: it did not work; the text says why.
     """
     words = [sys.executable, "-m", "typer", "schedsearch.cli", "utils", "docs", "--name", "schedsearch"]
-    done = subprocess.run([*words, "--title", "The command line"], capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run([*words, "--title", "Commands and options"], capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         raise PluginError(
             f"the command line's reference: {' '.join(words)} ended with {done.returncode}\n{done.stderr}"

@@ -29,6 +29,7 @@ from schedsearch.cli_options import (
     Model,
     Seed,
     one_of,
+    some_of,
     space_names,
 )
 from schedsearch.errors import UsageError
@@ -84,7 +85,7 @@ Metric = Annotated[
     typer.Option(
         metavar="NAMES",
         help="What counts as quality; of several, separated by commas, the first decides.",
-        autocompletion=one_of(METRICS),
+        autocompletion=some_of(METRICS),
     ),
 ]
 Reference = Annotated[

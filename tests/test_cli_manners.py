@@ -319,6 +319,7 @@ def test_models_spaces_and_lists_are_completed(tmp_path, monkeypatch):
     assert completed("optimize", "--space", f"{tmp_path}/f") == [f"{tmp_path}/flat.yaml"]
     assert completed("optimize", "--search", "a") == ["auto", "anneal", "autodiffusion"]
     assert completed("bench search", "--only", "auto,s") == ["auto,s3"]
+    assert completed("optimize", "--metric", "psnr,ss") == ["psnr,ssim"]
     assert completed("bench search", "--only", "auto,a") == ["auto,autodiffusion", "auto,anneal"]
     assert completed("optimize", "--model", "/nowhere/at/all/x") == []
 

@@ -12,7 +12,7 @@ from schedsearch_reports._data import Gallery, RunPictures
 
 INDEX = "pictures.json"
 FORMAT, VERSION = "schedsearch.pictures", 1
-CARRIED_BYTES = 3_200_000
+CARRIED_BYTES = 2_400_000
 """Of all pictures in one page, before they are put into text; runs beyond that come without."""
 
 _TYPES = {".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg"}

@@ -113,7 +113,7 @@ def _bundled(name: str) -> Callable[[str], Net]:
 
         try:
             folder = feature_net_path(name)
-        except UsageError as error:  # a network that does ship: this installation has lost it
+        except UsageError as error:  # an installation that lost it is a lack like any other
             raise ModelNotFoundError(f"metric {metric}[{name}]: {error} Reinstall schedsearch.") from None
         return _clip_folder(metric, name, folder, "Reinstall schedsearch.")
 

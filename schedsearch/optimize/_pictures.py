@@ -28,8 +28,8 @@ SHOWN = 8
 SIDE = 384
 """Pixels of the longer side, at most."""
 EXACT = 128
-"""Pixels of the longer side up to which pictures are stored without loss."""
-TOTAL_BYTES = 2_500_000
+"""Pixels of the longer side up to which pictures are stored without loss, where that fits."""
+TOTAL_BYTES = 2_000_000
 """Of all pictures together, about."""
 
 _QUALITIES = (92, 85, 75, 62, 48)
@@ -116,13 +116,15 @@ def _image(pictures: Pictures, place: int) -> Image:
 
 
 def encoded(image: Image, room: int) -> bytes:
-    """Return a picture as WebP: without loss if it is small, else in the best quality that keeps ``room`` bytes, or in
-    the least one.
+    """Return a picture as WebP in at most ``room`` bytes: exactly if it is small, else in the best quality that fits.
+
+    What fits in no quality comes in the least one.
     """
     out = io.BytesIO()
     if max(image.size) <= EXACT:
         image.save(out, format="WEBP", lossless=True, method=6, quality=100)
-        return out.getvalue()
+        if out.tell() <= room:
+            return out.getvalue()
     for quality in _QUALITIES:
         out = io.BytesIO()
         image.save(out, format="WEBP", quality=quality, method=4)

@@ -265,6 +265,12 @@ def check_make(words: list[str]) -> None:
     assert set(words) <= set(targets)
 
 
+def check_npm(words: list[str]) -> None:
+    """A script is one of the package whose page it is."""
+    scripts = json.loads((ROOT / "reports/vendor/package.json").read_text("utf-8"))["scripts"]
+    assert words == ["ci"] or (words[0] == "run" and words[1] in scripts)
+
+
 def check_pytest(words: list[str]) -> None:
     assert all((ROOT / word).exists() for word in words if "/" in word)
 
@@ -282,6 +288,7 @@ CHECKS = {
     "python3": check_python,
     "pip": check_pip,
     "make": check_make,
+    "npm": check_npm,
     "pytest": check_pytest,
     "pre-commit": lambda words: None,
 }

@@ -97,7 +97,9 @@ def test_a_large_picture_keeps_its_room(room: int):
     assert len(encoded(image, 10**9)) > len(encoded(image, 0))
 
 
-def test_small_ones_have_no_limit():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (EXACT, EXACT, 3)).astype(np.uint8))
-    shown = np.asarray(Image.open(io.BytesIO(encoded(image, 10))).convert("RGB"))
-    assert (shown == np.asarray(image)).all()
+def test_small_ones_are_exact_where_that_fits():
+    noise = np.random.default_rng(0).integers(0, 255, (EXACT, EXACT, 3)).astype(np.uint8)
+    image = Image.fromarray(noise)
+    exact = encoded(image, 100_000)
+    assert (np.asarray(Image.open(io.BytesIO(exact)).convert("RGB")) == noise).all()
+    assert len(encoded(image, len(exact) - 1)) < len(exact)
