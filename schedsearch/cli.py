@@ -22,7 +22,7 @@ from schedsearch.cli_options import EXIT_INTERRUPTED
 from schedsearch.cli_read import metrics, models, show, validate
 from schedsearch.cli_report import report
 from schedsearch.cli_search import EXIT_TERMINATED, generate, optimize, resume_command
-from schedsearch.errors import EvaluationError, MeasurementFileError, SchedSearchError, UsageError
+from schedsearch.errors import EvaluationError, SchedSearchError, UsageError
 
 __all__ = ["EXIT_CODES", "app", "main", "resume_command"]
 
@@ -79,8 +79,7 @@ def main() -> None:
         if {TALK[word] for word in takewhile(TALK.__contains__, words)} == {Talk.VERBOSE}:
             traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
-        has_run = isinstance(error, EvaluationError) and not isinstance(error, MeasurementFileError)
-        sys.exit(EXIT_NOT_REACHED if has_run else EXIT_ERROR)
+        sys.exit(EXIT_NOT_REACHED if isinstance(error, EvaluationError) else EXIT_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

@@ -13,7 +13,6 @@
     │   └── UnsupportedFeatureError             the schedule asks for something this runtime cannot replay
     ├── ModelNotFoundError                      no weights at hand for the model that was named
     ├── EvaluationError                         a measurement could not be made
-    │   └── MeasurementFileError (ValueError)   a file of measurements is damaged, or is something else
     └── UsageError (ValueError)                 an option or argument that cannot be used as given
 
 The wording rule: what, where (dotted path), found, expected, what to do. This module knows nothing of the rest.
@@ -93,10 +92,6 @@ class ModelNotFoundError(SchedSearchError):
 
 class EvaluationError(SchedSearchError):
     """A measurement could not be made."""
-
-
-class MeasurementFileError(EvaluationError, ValueError):
-    """A file of measurements cannot be read: it is missing, damaged, or something else."""
 
 
 class UsageError(SchedSearchError, ValueError):

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from schedsearch.errors import MeasurementFileError, UsageError
+from schedsearch.errors import EvaluationError, UsageError
 from schedsearch.evaluate._linears import FLOAT_BYTES, LinearLayer, Linears
 from schedsearch.schedule import NUMBER_FORMATS, PrecisionRule, rule_of_word, write_atomically
 
@@ -227,23 +227,19 @@ def read_table(path: str | PathLike[str]) -> LatencyTable:
     """Return the table in a file.
 
     Raises:
-        MeasurementFileError: it cannot be read, or breaks a rule of the format; the text says where.
+        EvaluationError: it cannot be read, or breaks a rule of the format; the text says where.
     """
     file = Path(path)
     try:
         if not file.is_file():
-            raise MeasurementFileError(
-                f"{file}: found no file, expected a latency table. `schedsearch profile` writes one."
-            )
+            raise EvaluationError(f"{file}: found no file, expected a latency table. `schedsearch profile` writes one.")
         with file.open("rb") as source:
             data = source.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise MeasurementFileError(f"{file}: found more than {_MAX_BYTES // 2**20} MiB, expected a latency table.")
+            raise EvaluationError(f"{file}: found more than {_MAX_BYTES // 2**20} MiB, expected a latency table.")
         text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise MeasurementFileError(
-            f"{file}: found a file that cannot be read ({error}), expected UTF-8 JSON."
-        ) from error
+        raise EvaluationError(f"{file}: found a file that cannot be read ({error}), expected UTF-8 JSON.") from error
     return parse_table(text, where=str(file))
 
 
@@ -251,17 +247,17 @@ def parse_table(text: str, *, where: str = "latency table") -> LatencyTable:
     """Return the table that `table_text` wrote.
 
     Raises:
-        MeasurementFileError: ``text`` breaks a rule of the format; the text says where.
+        EvaluationError: ``text`` breaks a rule of the format; the text says where.
     """
     try:
         content = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise MeasurementFileError(f"{where}: found damaged JSON ({error}), expected a latency table.") from error
+        raise EvaluationError(f"{where}: found damaged JSON ({error}), expected a latency table.") from error
     heading = [field.name for field in fields(TableHeader)]
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise MeasurementFileError(f"{where}: found something else, expected a file of format {FORMAT!r}.")
+        raise EvaluationError(f"{where}: found something else, expected a file of format {FORMAT!r}.")
     if content.get("version") != VERSION:
-        raise MeasurementFileError(
+        raise EvaluationError(
             f"{where}: version: found {_shown(content.get('version'))}, expected {VERSION}. Measure it again."
         )
     got = _members(where, content, ("format", "version", *heading, "layers", "others", "rows", "loops"))
@@ -295,8 +291,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _wrong(where: str, value: object, expected: str) -> MeasurementFileError:
-    return MeasurementFileError(f"{where}: found {_shown(value)}, expected {expected}. Measure the table again.")
+def _wrong(where: str, value: object, expected: str) -> EvaluationError:
+    return EvaluationError(f"{where}: found {_shown(value)}, expected {expected}. Measure the table again.")
 
 
 def _members(where: str, value: object, keys: Collection[str]) -> dict[str, Any]:
@@ -307,7 +303,7 @@ def _members(where: str, value: object, keys: Collection[str]) -> dict[str, Any]
             raise _wrong(where, key, f"only the keys {', '.join(keys)}")
     for key in keys:
         if key not in value:
-            raise MeasurementFileError(f"{where}: found no key {key!r}, expected it. Measure the table again.")
+            raise EvaluationError(f"{where}: found no key {key!r}, expected it. Measure the table again.")
     return value
 
 
@@ -393,5 +389,5 @@ def _refuse_repeats(where: str, keys: Sequence[object]) -> None:
     seen: set[object] = set()
     for i, key in enumerate(keys):
         if key in seen:
-            raise MeasurementFileError(f"{where}[{i}]: found {key} again, expected each once. Measure the table again.")
+            raise EvaluationError(f"{where}[{i}]: found {key} again, expected each once. Measure the table again.")
         seen.add(key)

@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from schedsearch.errors import MeasurementFileError
+from schedsearch.errors import EvaluationError
 from schedsearch.schedule import NUMBER_FORMATS, SCALES, write_atomically
 from schedsearch.sensitivity._records import SUBSET_KINDS, Cell, Choice, Header, Layer, Sensitivities, Subset
 
@@ -57,23 +57,21 @@ def read_sensitivities(path: str | PathLike[str]) -> Sensitivities:
     """Return what is in a file.
 
     Raises:
-        MeasurementFileError: it cannot be read, or breaks a rule of the format; the text says where.
+        EvaluationError: it cannot be read, or breaks a rule of the format; the text says where.
     """
     file = Path(path)
     try:
         if not file.is_file():
-            raise MeasurementFileError(
+            raise EvaluationError(
                 f"{file}: found no file, expected sensitivities. `schedsearch sensitivity` writes them."
             )
         with file.open("rb") as source:
             data = source.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise MeasurementFileError(f"{file}: found more than {_MAX_BYTES // 2**20} MiB, expected sensitivities.")
+            raise EvaluationError(f"{file}: found more than {_MAX_BYTES // 2**20} MiB, expected sensitivities.")
         text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise MeasurementFileError(
-            f"{file}: found a file that cannot be read ({error}), expected UTF-8 JSON."
-        ) from error
+        raise EvaluationError(f"{file}: found a file that cannot be read ({error}), expected UTF-8 JSON.") from error
     return parse_sensitivities(text, where=str(file))
 
 
@@ -81,16 +79,16 @@ def parse_sensitivities(text: str, *, where: str = "sensitivities") -> Sensitivi
     """Return what `sensitivities_text` wrote.
 
     Raises:
-        MeasurementFileError: ``text`` breaks a rule of the format; the text says where.
+        EvaluationError: ``text`` breaks a rule of the format; the text says where.
     """
     try:
         content = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise MeasurementFileError(f"{where}: found damaged JSON ({error}), expected sensitivities.") from error
+        raise EvaluationError(f"{where}: found damaged JSON ({error}), expected sensitivities.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise MeasurementFileError(f"{where}: found something else, expected a file of format {FORMAT!r}.")
+        raise EvaluationError(f"{where}: found something else, expected a file of format {FORMAT!r}.")
     if type(content.get("version")) is not int or content["version"] != VERSION:
-        raise MeasurementFileError(
+        raise EvaluationError(
             f"{where}: version: found {_shown(content.get('version'))}, expected {VERSION}. Measure it again."
         )
     heading: dict[str, Check] = {field.name: _HEADER.get(field.name, _text) for field in fields(Header)}
@@ -153,8 +151,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _wrong(where: str, value: object, expected: str) -> MeasurementFileError:
-    return MeasurementFileError(f"{where}: found {_shown(value)}, expected {expected}. Measure it again.")
+def _wrong(where: str, value: object, expected: str) -> EvaluationError:
+    return EvaluationError(f"{where}: found {_shown(value)}, expected {expected}. Measure it again.")
 
 
 def _members(where: str, value: object, checks: Mapping[str, Check]) -> dict[str, Any]:
@@ -165,7 +163,7 @@ def _members(where: str, value: object, checks: Mapping[str, Check]) -> dict[str
             raise _wrong(where, key, f"only the keys {', '.join(checks)}")
     for key in checks:
         if key not in value:
-            raise MeasurementFileError(f"{where}: found no key {key!r}, expected it. Measure it again.")
+            raise EvaluationError(f"{where}: found no key {key!r}, expected it. Measure it again.")
     return {key: check(f"{where}.{key}", value[key]) for key, check in checks.items()}
 
 
