@@ -22,7 +22,7 @@ from schedsearch.cli_options import EXIT_INTERRUPTED
 from schedsearch.cli_read import metrics, models, show, validate
 from schedsearch.cli_report import report
 from schedsearch.cli_search import EXIT_TERMINATED, generate, optimize, resume_command
-from schedsearch.errors import EvaluationError, SchedSearchError, UsageError
+from schedsearch.errors import NotReachedError, SchedSearchError, UsageError
 
 __all__ = ["EXIT_CODES", "app", "main", "resume_command"]
 
@@ -31,8 +31,8 @@ EXIT_ERROR, EXIT_NOT_REACHED = 2, 3
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
     1: "an unexpected error, which is a bug and prints its traceback; or whoever read the output closed it",
-    EXIT_ERROR: "an option, a file, a study or a model that cannot be used as given; nothing was changed",
-    EXIT_NOT_REACHED: "it ran, but what was asked for was not reached or could not be measured",
+    EXIT_ERROR: "an option, a file, a study or a model that cannot be used as given, or a measurement that fails",
+    EXIT_NOT_REACHED: "it ran, but nothing reaches what was asked for, such as the budget",
     EXIT_INTERRUPTED: "stopped by Ctrl-C; what was measured is kept",
     EXIT_TERMINATED: "stopped by SIGTERM; what was measured is kept",
 }
@@ -79,7 +79,7 @@ def main() -> None:
         if {TALK[word] for word in takewhile(TALK.__contains__, words)} == {Talk.VERBOSE}:
             traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_NOT_REACHED if isinstance(error, EvaluationError) else EXIT_ERROR)
+        sys.exit(EXIT_NOT_REACHED if isinstance(error, NotReachedError) else EXIT_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

@@ -12,7 +12,8 @@
     │   ├── AlreadyAppliedError                 the pipeline already carries a schedule
     │   └── UnsupportedFeatureError             the schedule asks for something this runtime cannot replay
     ├── ModelNotFoundError                      no weights at hand for the model that was named
-    ├── EvaluationError                         a measurement could not be made
+    ├── EvaluationError                         a measurement could not be made, or a record of some cannot be read
+    │   └── NotReachedError                     it was measured, and nothing reaches what was asked for
     └── UsageError (ValueError)                 an option or argument that cannot be used as given
 
 The wording rule: what, where (dotted path), found, expected, what to do. This module knows nothing of the rest.
@@ -92,6 +93,10 @@ class ModelNotFoundError(SchedSearchError):
 
 class EvaluationError(SchedSearchError):
     """A measurement could not be made."""
+
+
+class NotReachedError(EvaluationError):
+    """What was asked for, such as a budget, is not reached by anything that was found; the CLI exits with code 3."""
 
 
 class UsageError(SchedSearchError, ValueError):

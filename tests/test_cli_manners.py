@@ -19,7 +19,7 @@ from rich.text import Text
 from schedsearch import _terminal, cli, cli_options
 from schedsearch._terminal import Talk
 from schedsearch.cli_examples import EXAMPLES
-from schedsearch.errors import EvaluationError, ModelNotFoundError, StudyError
+from schedsearch.errors import EvaluationError, ModelNotFoundError, NotReachedError, StudyError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -53,7 +53,8 @@ def test_exit_codes_are_the_documented_ones(run_cli, monkeypatch):
 @pytest.mark.parametrize(
     ("raised", "code"),
     [
-        (EvaluationError("--budget: found no schedule"), 3),
+        (NotReachedError("--budget: found no schedule"), 3),
+        (EvaluationError("t.json: found damaged JSON"), 2),
         (ModelNotFoundError("model: found 'x'"), 2),
         (StudyError("study: found 3 records"), 2),
         (KeyboardInterrupt(), 130),

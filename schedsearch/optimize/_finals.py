@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from math import isfinite
 from typing import Any
 
-from schedsearch.errors import EvaluationError
+from schedsearch.errors import EvaluationError, NotReachedError
 from schedsearch.evaluate import (
     REFINEMENT,
     HeldOutRow,
@@ -60,7 +60,7 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tu
     """Scores the finalists on fresh prompts and measures them on held-out ones, unless the study remembers both."""
     found = finalists(bench, study.frontier())
     if not found:
-        raise EvaluationError(
+        raise NotReachedError(
             f"search {bench.settings.search}: found no schedule cheaper than the plain run in {len(study)} trials. "
             "Search longer with --resume --trials, or take another --search."
         )

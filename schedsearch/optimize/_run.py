@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from schedsearch import __version__
-from schedsearch.errors import EvaluationError, UsageError
+from schedsearch.errors import EvaluationError, NotReachedError, UsageError
 from schedsearch.evaluate import (
     FEWEST_FOR_KID,
     CostModel,
@@ -103,7 +103,7 @@ def optimize(settings: OptimizeSettings, display: Display | None = None) -> Opti
         UsageError: an option cannot be used as given.
         ModelNotFoundError: the weights are not at hand.
         StudyError: the output folder holds another study, or this one and ``resume`` was not asked for.
-        EvaluationError: the budget cannot be reached on this model, or no schedule kept it.
+        NotReachedError: the budget cannot be reached on this model, or no schedule kept it.
     """
     display = display or Display()
     name = study_name(settings)
@@ -138,7 +138,7 @@ def _optimize(settings: OptimizeSettings, display: Display) -> Optimized:
         kind = bench.budget.kind
         reached = [r.value(kind) for r in results if r.schedule is not None]
         nearest = Budget(kind=kind, value=max(reached) if kind == "speedup" else min(reached))
-        raise EvaluationError(
+        raise NotReachedError(
             f"--budget: found no schedule that was measured to keep {bench.budget}; the nearest of {len(reached)} "
             f"reaches {nearest}. The frontier is written; search longer with --resume --trials, or ask for less."
         )
@@ -311,13 +311,13 @@ def _require_reachable(bench: Bench) -> None:
     if bench.memory is not None and bench.max_bytes is not None:
         least = min(few, key=bench.memory.peak_bytes)
         if reason := bench.memory.why_not(least, bench.max_bytes):
-            raise EvaluationError(
+            raise NotReachedError(
                 f"--max-memory: even all layers in the smallest format searched here are too much; {reason}. Allow "
                 "more, or a space file with smaller formats."
             )
     best = max(map(bench.ratio, few))
     if bench.target > best:
-        raise EvaluationError(
+        raise NotReachedError(
             f"--budget: found {bench.budget}, expected one that one denoiser call can keep, about {best:.1f}x "
             f"on this model and device ({bench.cost.floor_ms:.0f} of {bench.cost.full_ms:.0f} ms are outside the "
             "steps). Ask for less."
