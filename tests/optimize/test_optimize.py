@@ -101,11 +101,19 @@ def records(out: Path) -> list[Any]:
 
 
 def untimed(out: Path) -> dict[str, Any]:
-    """Every file the job writes, without what a clock decides."""
+    """Every file the job writes, without what a clock decides.
+
+    The page has times on every other line, but it is made of the study and the pictures alone, which are compared.
+    """
+    from schedsearch_reports import render, report_data
+
     found: dict[str, Any] = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.name.startswith("study.db")):
-        if path.suffix == ".safetensors":
+        if path.suffix in {".safetensors", ".webp"}:
             found[path.name] = path.read_bytes()
+        elif path.suffix == ".html":
+            found[path.name] = ""
+            assert path.read_text(encoding="utf-8") == render(report_data(out))
         elif path.suffix == ".csv":
             rows = list(csv.DictReader(path.read_text().splitlines()))
             clock = {row["run"]: (*TIMED, "run") if row["kind"] == "schedule" else TIMED for row in rows}
