@@ -87,12 +87,13 @@ def test_it_opens_with_the_schedule_for_the_budget(visit: Any, data: ReportData)
 
 def test_it_is_there_in_less_than_two_seconds(visit: Any):
     page = visit()
-    took = []
-    for _ in range(3):
-        page.reload()
-        page.wait_for_selector("#volume-plot svg", state="attached")
-        took.append(page.evaluate("performance.now()"))
-    assert min(took) < 2000.0  # the best of three: the machine may be busy with other tests
+    session = page.context.new_cdp_session(page)
+    # Processor time of the page's thread: what the clock on the wall says is up to what else the machine does.
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.reload()
+    page.wait_for_selector("#genes-plot svg", state="attached")
+    metrics = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
+    assert 0.01 < metrics["TaskDuration"] < 2.0
 
 
 def test_a_click_on_a_point_selects_it(visit: Any, data: ReportData):
