@@ -34,7 +34,7 @@ def shrink() -> None:
     """Makes every stage short."""
     _bench.FIDELITY = 2
     _bench.LADDER = _finals.LADDER = (2.0,)
-    _finals.FRESH = _finals.AT_BUDGET = 2
+    _finals.FRESH = 2
     _run.prompt_set = few
     _run.measure_cost = functools.partial(measure_cost, repeats=1, warmup=0)
     _run.with_linear_prices = functools.partial(with_linear_prices, repeats=1)

@@ -47,7 +47,6 @@ def small_job() -> Any:
             "FIDELITY",
             "LADDER",
             "FRESH",
-            "AT_BUDGET",
             "prompt_set",
             "measure_cost",
             "with_linear_prices",
