@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,16 @@ def blocks_of(page: Path) -> list[Block]:
 ALL = {block.name: block for page in PAGES for block in blocks_of(page)}
 
 
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """As for ``python`` in that folder, whose files can be imported."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
 class Runner:
     """Runs the blocks of one page, in order."""
 
@@ -140,7 +150,7 @@ class Runner:
                 return
 
     def run(self, block: Block) -> None:
-        with contextlib.chdir(self.folder):
+        with contextlib.chdir(self.folder), _importable(self.folder):
             for name in filter(None, (block.said("given") or "").split(", ")):
                 self.given[name](self.names, self.folder)
             if block.title:
