@@ -138,7 +138,9 @@ def test_the_verb_writes_what_it_measured_beside_the_file(run_cli, schedules, tm
     ]
     assert batch["command"] == f"schedsearch {' '.join(words)} --at batch=2"
     measured = {m["metric"]: m for m in batch["measured"]}
-    assert list(measured) == ["speedup", "latency_ms", "psnr", "ssim", "latent_error"]
+    net = "[flux-mini-clip]"
+    further = [f"clip{net}", f"fid{net}", f"kid{net}"]
+    assert list(measured) == ["speedup", "latency_ms", "psnr", "ssim", "latent_error", *further]
     assert (measured["psnr"]["n"], measured["psnr"]["batch"], measured["psnr"]["dtype"]) == (2, 2, "float32")
     assert measured["psnr"]["prompts"] == f"few sha256:{'ab' * 8}"
     assert measured["psnr"]["device"]
