@@ -20,6 +20,14 @@ from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 from torchmetrics.utilities.data import dim_zero_cat
 
 
+class FrechetDistance(FrechetInceptionDistance):
+    """torchmetrics' FID; what rounding leaves below 0, where features outnumber pictures, is 0."""
+
+    def compute(self) -> torch.Tensor:
+        """Return the distance, 0 or more."""
+        return super().compute().clamp(min=0.0)
+
+
 class PairedKernelDistance(KernelInceptionDistance):
     """torchmetrics' KID over all pictures at once, for sets whose i-th pictures belong together.
 
@@ -94,7 +102,7 @@ class OpenSet:
 
 def frechet(feature: nn.Module) -> SetScore:
     """Return torchmetrics' FID through ``feature``, in double precision."""
-    return SetScore(lambda: FrechetInceptionDistance(feature=feature, normalize=True, reset_real_features=False))
+    return SetScore(lambda: FrechetDistance(feature=feature, normalize=True, reset_real_features=False))
 
 
 def kernel(feature: nn.Module) -> SetScore:

@@ -106,6 +106,12 @@ def test_a_set_is_at_no_distance_from_itself(make):
     assert distance(make(Mixed()), x, x) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_fid_is_not_below_zero_where_features_outnumber_pictures():
+    x = pictures(6)
+
+    assert 0.0 <= find_metric("fid", weights=NET)(x, x)[0] < 1e-3
+
+
 @pytest.mark.parametrize("make", [frechet, kernel])
 def test_a_set_is_the_same_in_any_batches_and_in_any_order(make):
     x, y = pictures(12, side=8), pictures(12, 1, side=8)
