@@ -183,10 +183,11 @@ class Auto:
         if self._is_dressed:
             return
         self._is_dressed = True
+        known = set(self._asked)
         for schedule in self._archive.best(min(self._config.dressed, self._config.n_seeds // 5)):
             for word, made in in_formats(self._space, replace(schedule, precision=()), self._config.mixed):
-                if made.id not in self._asked:
-                    self._asked.add(made.id)
+                if made.id not in known:
+                    known.add(made.id)
                     self._names[made.id] = f"seed formats/{word}"
                     self._seeds.append(made)
 
