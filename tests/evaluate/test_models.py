@@ -71,6 +71,7 @@ def test_flux_mini_has_the_card_of_its_folder():
         max_sequence_length=16,
         calibration="flux-mini-calibration",
         held_out="flux-mini-held-out",
+        metric_weights="flux-mini-clip",
         licence="Apache-2.0",
     )
 
