@@ -111,7 +111,7 @@ class PipelineEvaluator:
         if cost not in ("latency_ms", "macs"):
             raise UsageError(f"PipelineEvaluator: found cost {cost!r}, expected latency_ms or macs.")
         wanted = find_metrics(metric, weights=card.metric_weights, device=device)
-        qualities = [found.against(reference) for found in wanted]
+        qualities = find_metrics(metric, reference, weights=card.metric_weights, device=device)
         self._qualities = tuple(found.name for found in qualities)
         self._pipe = pipe
         self._cost = cost

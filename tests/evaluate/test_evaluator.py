@@ -350,7 +350,7 @@ def test_preparing_says_what_it_spent_and_spends_once(make):
         ({"prompts": ()}, "found 0 prompts and batch=8"),
         ({"batch": 0}, "found 5 prompts and batch=0"),
         ({"cost": "seconds"}, "found cost 'seconds', expected latency_ms or macs"),
-        ({"metric": "fid"}, "metric: found 'fid', expected one of psnr"),
+        ({"metric": "sharpness"}, "metric: found 'sharpness', expected one of psnr"),
         ({"reference": "best"}, "reference: found 'best', expected one of default, converged"),
     ],
 )
