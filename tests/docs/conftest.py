@@ -234,7 +234,7 @@ def haste(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def few(name: str) -> Any:
         whole = prompt_set(name)
-        return dataclasses.replace(whole, prompts=whole.prompts[:4])
+        return dataclasses.replace(whole, prompts=whole.prompts[: 2 if "held-out" in name else 4])
 
     folder_card = _models._folder_card
 
@@ -249,6 +249,7 @@ def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (_bench, _finals):
         monkeypatch.setattr(module, "LADDER", (2.0,))
     monkeypatch.setattr(_finals, "FRESH", 2)
+    monkeypatch.setattr(_finals, "AROUND", (0.0,))
     monkeypatch.setattr(_run, "measure_cost", functools.partial(measure_cost, repeats=1, warmup=0))
     monkeypatch.setattr(_run, "with_linear_prices", functools.partial(with_linear_prices, repeats=1))
     monkeypatch.setattr(_finals, "evaluate_held_out", functools.partial(evaluate_held_out, repeats=2, warmup=0))
