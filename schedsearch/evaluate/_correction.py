@@ -80,9 +80,22 @@ class _Reached(Exception):  # noqa: N818 -- no error: it carries a run out of th
 
 def without_corrections(schedule: Schedule) -> Schedule:
     """Return ``schedule`` without corrections of rows and layers; its other tables stay."""
+    return _without(schedule, lambda name: _corrects_a_row(name) or _corrects_a_layer(name))
+
+
+def _without(schedule: Schedule, goes: Callable[[str], bool]) -> Schedule:
+    """``schedule`` without the tensors whose names ``goes`` is true of."""
     names = [t.name for t in schedule.tables.tensors] if schedule.tables is not None else []
-    gone = [n for n in names if corrected_row(n) is not None or n.endswith(f".{AFFINE}")]
+    gone = [name for name in names if goes(name)]
     return with_tensors(schedule, {}, role=ROLE, without=gone) if gone else schedule
+
+
+def _corrects_a_row(name: str) -> bool:
+    return corrected_row(name) is not None
+
+
+def _corrects_a_layer(name: str) -> bool:
+    return name.endswith(f".{AFFINE}")
 
 
 # ------------------------------------------------------------------------------------------------------------- layers
@@ -103,9 +116,7 @@ def correct_layers(runs: PairedRuns, schedule: Schedule, *, tables: LayerTables 
     """
     if tables not in LAYER_TABLES:
         raise UsageError(f"layers: found {tables!r}, expected one of {', '.join(LAYER_TABLES)}.")
-    names = [t.name for t in schedule.tables.tensors] if schedule.tables is not None else []
-    gone = [name for name in names if name.endswith(f".{AFFINE}")]
-    bare = with_tensors(schedule, {}, role=ROLE, without=gone) if gone else schedule
+    bare = _without(schedule, _corrects_a_layer)
     if tables == "none" or not schedule.precision:
         return Corrected(schedule=bare, errors=())
     with torch.inference_mode(), apply(runs.pipe, bare) as handle:
@@ -174,9 +185,7 @@ def correct_rows(runs: PairedRuns, schedule: Schedule, *, on_policy: bool = True
         EvaluationError: the denoiser gave values that are no numbers.
         ApplyError: the schedule cannot be put on this pipeline.
     """
-    names = [t.name for t in schedule.tables.tensors] if schedule.tables is not None else []
-    gone = [name for name in names if corrected_row(name) is not None]
-    bare = with_tensors(schedule, {}, role=ROLE, without=gone) if gone else schedule
+    bare = _without(schedule, _corrects_a_row)
     with torch.inference_mode():
         with apply(runs.pipe, bare) as handle:
             plan = handle.plan

@@ -114,17 +114,22 @@ def _labels(results: Sequence[Result]) -> dict[str, str]:
     return dict(zip((result.name for result in results), speed_labels(speedups), strict=True))
 
 
-def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
-    candidate = evaluation.candidate
-    provenance = Provenance(
+def provenance_of(bench: Bench, candidate: Candidate, *, note: str = "") -> Provenance:
+    """Returns where a candidate of this run came from."""
+    return Provenance(
         study=bench.settings.name,
         searcher=candidate.searcher,
         seed=bench.settings.seed,
         ask=candidate.ask,
         parents=candidate.parents,
         created_by=CREATED_BY,
+        note=note,
     )
-    return replace(candidate.schedule, provenance=provenance)
+
+
+def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
+    candidate = evaluation.candidate
+    return replace(candidate.schedule, provenance=provenance_of(bench, candidate))
 
 
 def _tables(bench: Bench, plans: Mapping[str, Schedule], told: Forecast) -> tuple[dict[str, list[list[float]]], int]:

@@ -20,10 +20,10 @@ from typing import Any
 from schedsearch.errors import SchedSearchError
 from schedsearch.evaluate import device_name
 from schedsearch.optimize._bench import Bench
-from schedsearch.optimize._finals import finalists
+from schedsearch.optimize._finals import finalists, provenance_of
 from schedsearch.optimize._numbers import score, set_score
 from schedsearch.optimize._results import CREATED_BY
-from schedsearch.schedule import Measurement, Provenance, Schedule, write_frontier
+from schedsearch.schedule import Measurement, Schedule, write_frontier
 from schedsearch.study import Evaluation, Study
 from schedsearch_reports import render, report_data
 
@@ -160,17 +160,5 @@ def _marked(bench: Bench, study: Study, evaluation: Evaluation, schedule: Schedu
         samples, on = dict(evaluation.samples).get(metric.name), replace(stamp, prompts=prompts)
         told = score(on, metric, samples) if samples else set_score(on, metric, value, evaluation.fidelity)
         known.append(replace(told, metric=f"search_{told.metric}"))
-    candidate = evaluation.candidate
-    return replace(
-        schedule,
-        measured=tuple(known),
-        provenance=Provenance(
-            study=bench.settings.name,
-            searcher=candidate.searcher,
-            seed=bench.settings.seed,
-            ask=candidate.ask,
-            parents=candidate.parents,
-            created_by=CREATED_BY,
-            note=f"unfinished: the search was stopped after {len(study)} schedules; nothing here is held out",
-        ),
-    )
+    note = f"unfinished: the search was stopped after {len(study)} schedules; nothing here is held out"
+    return replace(schedule, measured=tuple(known), provenance=provenance_of(bench, evaluation.candidate, note=note))
