@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from typing import NamedTuple
 
@@ -186,3 +187,15 @@ def comparison(make_row):
         ),
         verdicts=verdicts(rows, metrics, budgets),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def six_steps(tmp_path_factory):
+    """A folder with the bundled model whose card asks for six steps."""
+    from schedsearch_calibration import flux_mini_path
+
+    folder = tmp_path_factory.mktemp("model") / "mini"
+    shutil.copytree(flux_mini_path(), folder)
+    card = folder / "schedsearch.yaml"
+    card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
+    return folder

@@ -5,21 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import shutil
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def six_steps(tmp_path_factory):
-    """A folder with the bundled model whose card asks for six steps."""
-    from schedsearch_calibration import flux_mini_path
-
-    folder = tmp_path_factory.mktemp("model") / "mini"
-    shutil.copytree(flux_mini_path(), folder)
-    card = folder / "schedsearch.yaml"
-    card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
-    return folder
 
 
 def hasty_prices(*arguments):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,16 +13,11 @@ from schedsearch.evaluate import find_card, load_pipeline
 from schedsearch.optimize import CorrectSettings, Display, _correct, run_correct
 from schedsearch.runtime import apply, identity_schedule
 from schedsearch.schedule import PrecisionRule, corrections, read_schedule, write_schedule
-from schedsearch_calibration import flux_mini_path
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "mini"
-    shutil.copytree(flux_mini_path(), folder)
-    card = folder / "schedsearch.yaml"
-    card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
-    return folder
+def model(six_steps):
+    return six_steps
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import csv
 import functools
 import importlib.util
 import json
-import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +20,11 @@ from schedsearch.runtime._precision import linears_of
 from schedsearch.schedule import read_schedule, rule_of
 from schedsearch.sensitivity import REMOVED, Cell, Choice, Header, Layer, Sensitivities, write_sensitivities
 from schedsearch.study import Study
-from schedsearch_calibration import flux_mini_path
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "mini"
-    shutil.copytree(flux_mini_path(), folder)
-    card = folder / "schedsearch.yaml"
-    card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
-    return folder
+def model(six_steps):
+    return six_steps
 
 
 @pytest.fixture(scope="module")
