@@ -199,3 +199,26 @@ def six_steps(tmp_path_factory):
     card = folder / "schedsearch.yaml"
     card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def steady_cost():
+    """Stands in for `measure_cost`: a cost model of round numbers, the same on every machine."""
+    from schedsearch.evaluate import CostModel, device_name
+    from schedsearch.evaluate._cost import FEATURES, ModuleTimes
+    from schedsearch.runtime import block_lists_of
+
+    def cost(pipe, workload, *, device, **_):
+        lists = block_lists_of(pipe)
+        blocks = [block for each in lists for block in each]
+        modules = [(b.name, 1.0) for b in blocks] + [(f"{b.name}.{c}", 0.3) for b in blocks for c in b.components]
+        known = {"floor": 5.0, "loop": 0.5, "compute": 1.0, "saved": 1.0}
+        return CostModel(
+            device=device_name(device),
+            full_ms=5.0 + workload.steps * (0.5 + 1.0 + len(blocks)),
+            times=ModuleTimes(block_lists=lists, branches=1, rest_ms=1.0, modules=tuple(modules)),
+            coefficients=tuple(known.get(name, 0.02) for name in FEATURES),
+            residual=0.0,
+        )
+
+    return cost

@@ -1,26 +1,21 @@
 """The latency table: what each operation of one denoiser takes on one device, as a file.
 
-JSON of format ``schedsearch.latencies``, version 1. The reader is strict: an unknown key, a missing one, a number that
-is not positive and finite, or the same operation twice is an error that says where. The writer replaces the file as a
-whole. Does not know how the numbers were taken.
+JSON of format ``schedsearch.latencies``, version 1, in which no operation stands twice. Does not know how the numbers
+were taken.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from schedsearch.errors import EvaluationError, UsageError
+from schedsearch import _records as rec
+from schedsearch.errors import UsageError
 from schedsearch.evaluate._linears import FLOAT_BYTES, LinearLayer, Linears
-from schedsearch.schedule import NUMBER_FORMATS, PrecisionRule, rule_of_word, write_atomically
+from schedsearch.schedule import NUMBER_FORMATS, PrecisionRule, rule_of_word
 
-FORMAT = "schedsearch.latencies"
-VERSION = 1
 OPS = ("denoiser", "block", "component", "linear", "attention", "modulation", "norm")
 EXECUTIONS = ("base", "simulated", "torch", "torchao", "kernel")
 
@@ -29,7 +24,10 @@ Mode = Literal["eager", "compiled"]
 
 MODES: tuple[Mode, ...] = ("eager", "compiled")
 
-_MAX_BYTES = 64 * 2**20
+_FILE = rec.RecordFile(
+    format="schedsearch.latencies", version=1, what="a latency table", made_by="schedsearch profile",
+    max_bytes=64 * 2**20,
+)  # fmt: skip
 _MAX_SHOWN = 60
 
 
@@ -202,25 +200,18 @@ def write_table(table: LatencyTable, path: str | PathLike[str]) -> None:
     Raises:
         ScheduleError: if it cannot be written.
     """
-    write_atomically(path, (table_text(table) + "\n").encode())
+    _FILE.write(path, table_text(table))
 
 
 def table_text(table: LatencyTable) -> str:
     """Return the JSON text of ``table``, one row per line."""
-    layers = [[x.name, x.tokens, x.in_features, x.out_features, x.bias] for x in table.linears.layers]
     lists: dict[str, Sequence[object]] = {
-        "layers": layers,
+        "layers": [[x.name, x.tokens, x.in_features, x.out_features, x.bias] for x in table.linears.layers],
         "others": [list(pair) for pair in table.linears.others],
         "rows": [asdict(row) for row in table.rows],
         "loops": [asdict(loop) for loop in table.loops],
     }
-    head = json.dumps({"format": FORMAT, "version": VERSION, **asdict(table.header)}, indent=1)
-    parts = [f' "{name}": [\n{_lines(values)}\n ]' if values else f' "{name}": []' for name, values in lists.items()]
-    return head.removesuffix("\n}") + ",\n" + ",\n".join(parts) + "\n}"
-
-
-def _lines(values: Sequence[object]) -> str:
-    return ",\n".join(f"  {json.dumps(value, allow_nan=False)}" for value in values)
+    return _FILE.text(asdict(table.header), lists)
 
 
 def read_table(path: str | PathLike[str]) -> LatencyTable:
@@ -229,18 +220,7 @@ def read_table(path: str | PathLike[str]) -> LatencyTable:
     Raises:
         EvaluationError: it cannot be read, or breaks a rule of the format; the text says where.
     """
-    file = Path(path)
-    try:
-        if not file.is_file():
-            raise EvaluationError(f"{file}: found no file, expected a latency table. `schedsearch profile` writes one.")
-        with file.open("rb") as source:
-            data = source.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise EvaluationError(f"{file}: found more than {_MAX_BYTES // 2**20} MiB, expected a latency table.")
-        text = data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{file}: found a file that cannot be read ({error}), expected UTF-8 JSON.") from error
-    return parse_table(text, where=str(file))
+    return parse_table(_FILE.read(path), where=str(path))
 
 
 def parse_table(text: str, *, where: str = "latency table") -> LatencyTable:
@@ -249,145 +229,51 @@ def parse_table(text: str, *, where: str = "latency table") -> LatencyTable:
     Raises:
         EvaluationError: ``text`` breaks a rule of the format; the text says where.
     """
-    try:
-        content = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"{where}: found damaged JSON ({error}), expected a latency table.") from error
-    heading = [field.name for field in fields(TableHeader)]
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise EvaluationError(f"{where}: found something else, expected a file of format {FORMAT!r}.")
-    if content.get("version") != VERSION:
-        raise EvaluationError(
-            f"{where}: version: found {_shown(content.get('version'))}, expected {VERSION}. Measure it again."
-        )
-    got = _members(where, content, ("format", "version", *heading, "layers", "others", "rows", "loops"))
-    header = TableHeader(**_header_values(where, {key: got[key] for key in heading}))
-    layers = _each(f"{where}: layers", got["layers"], _layer)
-    others = _each(f"{where}: others", got["others"], _other)
-    rows = _each(f"{where}: rows", got["rows"], _op_row)
-    loops = _each(f"{where}: loops", got["loops"], _loop_row)
-    _refuse_repeats(f"{where}: layers", [layer.name for layer in layers])
-    _refuse_repeats(f"{where}: rows", [row.key for row in rows])
-    linears = Linears(layers=layers, others=others, base=header.dtype)
-    return LatencyTable(header=header, linears=linears, rows=rows, loops=loops)
+    got = _FILE.parse(text, {**_HEADER, **_LISTS}, where=where)
+    header = TableHeader(**{key: got[key] for key in _HEADER})
+    names = [field.name for field in fields(LinearLayer)]
+    layers = tuple(LinearLayer(**dict(zip(names, layer, strict=True))) for layer in got["layers"])
+    rec.refuse_repeats(f"{where}: layers", [layer.name for layer in layers])
+    rec.refuse_repeats(f"{where}: rows", [row.key for row in got["rows"]])
+    linears = Linears(layers=layers, others=got["others"], base=header.dtype)
+    return LatencyTable(header=header, linears=linears, rows=got["rows"], loops=got["loops"])
 
 
-# ---- checks; each returns the value it was given, in its type
+_SIZE, _MS = rec.at_least(1), rec.or_nothing(rec.positive)
 
+_LAYER = rec.row_of("[name, tokens, in, out, true or false]", rec.text, rec.at_least(0), _SIZE, _SIZE, rec.truth)
+_OTHER = rec.row_of("[name, elements]", rec.text, _SIZE)
+_ROW = rec.record(
+    OpRow,
+    {
+        "op": rec.one_of(OPS),
+        "name": rec.text,
+        "shape": rec.list_of(_SIZE),
+        "format": rec.text,
+        "execution": rec.one_of(EXECUTIONS),
+        "eager_ms": _MS,
+        "compiled_ms": _MS,
+        "n": _SIZE,
+        "example": rec.text,
+        "note": rec.text,
+    },
+)
+_LOOP = rec.record(
+    LoopRow,
+    {field.name: rec.positive for field in fields(LoopRow)}
+    | dict.fromkeys(("schedule", "name", "date"), rec.text)
+    | dict.fromkeys(("steps", "n"), _SIZE),
+)
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
-
-
-def _no_constant(word: str) -> float:
-    raise ValueError(f"{word} is not a number")
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
-
-
-def _wrong(where: str, value: object, expected: str) -> EvaluationError:
-    return EvaluationError(f"{where}: found {_shown(value)}, expected {expected}. Measure the table again.")
-
-
-def _members(where: str, value: object, keys: Collection[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _wrong(where, value, "an object")
-    for key in value:
-        if key not in keys:
-            raise _wrong(where, key, f"only the keys {', '.join(keys)}")
-    for key in keys:
-        if key not in value:
-            raise EvaluationError(f"{where}: found no key {key!r}, expected it. Measure the table again.")
-    return value
-
-
-def _each(where: str, value: object, read: Callable[[str, Any], Any]) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise _wrong(where, value, "a list")
-    return tuple(read(f"{where}[{i}]", item) for i, item in enumerate(value))
-
-
-def _text(where: str, value: object, known: Collection[str] = ()) -> str:
-    if not isinstance(value, str) or (known and value not in known):
-        raise _wrong(where, value, f"one of {', '.join(known)}" if known else "text")
-    return value
-
-
-def _whole(where: str, value: object, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _wrong(where, value, f"a whole number of at least {least}")
-    return value
-
-
-def _positive(where: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise _wrong(where, value, "a finite number above 0")
-    return float(value)
-
-
-def _header_values(where: str, values: dict[str, Any]) -> dict[str, Any]:
-    for key, value in values.items():
-        known = {"dtype": tuple(FLOAT_BYTES), "weights": ("random", "loaded")}.get(key, ())
-        _whole(f"{where}: {key}", value) if key in {"height", "width"} else _text(f"{where}: {key}", value, known)
-    return values
-
-
-def _layer(where: str, value: Any) -> LinearLayer:
-    if not isinstance(value, list) or len(value) != 5 or not isinstance(value[4], bool):
-        raise _wrong(where, value, "[name, tokens, in, out, true or false]")
-    return LinearLayer(
-        name=_text(f"{where}[0]", value[0]),
-        tokens=_whole(f"{where}[1]", value[1], 0),
-        in_features=_whole(f"{where}[2]", value[2]),
-        out_features=_whole(f"{where}[3]", value[3]),
-        bias=value[4],
-    )
-
-
-def _other(where: str, value: Any) -> tuple[str, int]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise _wrong(where, value, "[name, elements]")
-    return _text(f"{where}[0]", value[0]), _whole(f"{where}[1]", value[1])
-
-
-def _op_row(where: str, value: Any) -> OpRow:
-    got = dict(_members(where, value, [field.name for field in fields(OpRow)]))
-    for key, known in (
-        ("op", OPS),
-        ("name", ()),
-        ("format", ()),
-        ("execution", EXECUTIONS),
-        ("example", ()),
-        ("note", ()),
-    ):
-        _text(f"{where}.{key}", got[key], known)
-    got["shape"] = _each(f"{where}.shape", got["shape"], _whole)
-    _whole(f"{where}.n", got["n"])
-    for key in ("eager_ms", "compiled_ms"):
-        got[key] = None if got[key] is None else _positive(f"{where}.{key}", got[key])
-    return OpRow(**got)
-
-
-def _loop_row(where: str, value: Any) -> LoopRow:
-    got = dict(_members(where, value, [field.name for field in fields(LoopRow)]))
-    for key in ("schedule", "name", "date"):
-        _text(f"{where}.{key}", got[key])
-    for key in ("steps", "n"):
-        _whole(f"{where}.{key}", got[key])
-    for key in ("plain_ms", "scheduled_ms", "speedup", "low", "high", "predicted"):
-        got[key] = _positive(f"{where}.{key}", got[key])
-    return LoopRow(**got)
-
-
-def _refuse_repeats(where: str, keys: Sequence[object]) -> None:
-    seen: set[object] = set()
-    for i, key in enumerate(keys):
-        if key in seen:
-            raise EvaluationError(f"{where}[{i}]: found {key} again, expected each once. Measure the table again.")
-        seen.add(key)
+_HEADER: Mapping[str, rec.Check] = {field.name: rec.text for field in fields(TableHeader)} | {
+    "weights": rec.one_of(("random", "loaded")),
+    "dtype": rec.one_of(tuple(FLOAT_BYTES)),
+    "height": _SIZE,
+    "width": _SIZE,
+}
+_LISTS: Mapping[str, rec.Check] = {
+    "layers": rec.list_of(_LAYER),
+    "others": rec.list_of(_OTHER),
+    "rows": rec.list_of(_ROW),
+    "loops": rec.list_of(_LOOP),
+}

@@ -1,4 +1,4 @@
-"""The bundled model with six steps and few prompts, on a bench whose cost model is measured hastily."""
+"""The bundled model with six steps and few prompts, on a bench whose cost model is given."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ def hasty_prices(*arguments):
     from schedsearch.evaluate import with_linear_prices
 
     return with_linear_prices(*arguments, repeats=1)
-
-
-def hasty_cost(*arguments, **options):
-    """The cost model from one round."""
-    from schedsearch.evaluate import measure_cost
-
-    return measure_cost(*arguments, **options, repeats=1, warmup=0)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +34,7 @@ def once():
 
 
 @pytest.fixture
-def haste(monkeypatch, once):
+def haste(monkeypatch, once, steady_cost):
     """Makes every stage short: four prompts per set, two of them at a time, few rounds, the model loaded once."""
     from schedsearch.bench import _elsewhere, _speeds
     from schedsearch.evaluate import evaluate_held_out, load_pipeline
@@ -54,7 +47,7 @@ def haste(monkeypatch, once):
 
     monkeypatch.setattr(_bench, "FIDELITY", 2)
     monkeypatch.setattr(_run, "prompt_set", few)
-    monkeypatch.setattr(_run, "measure_cost", once(hasty_cost))
+    monkeypatch.setattr(_run, "measure_cost", steady_cost)
     monkeypatch.setattr(_run, "with_linear_prices", once(hasty_prices))
     monkeypatch.setattr(_run, "load_pipeline", once(load_pipeline))
     monkeypatch.setattr(_elsewhere, "prompt_set", few)

@@ -109,7 +109,7 @@ def changed_row(**changes):
         (changed(dtype="int8"), 'dtype: found "int8", expected one of fp32, bf16, fp16'),
         (changed(rows={}), r"rows: found \{\}, expected a list"),
         (changed(layers=[["a", 1, 2, 3]]), r"layers\[0\]: found .*, expected \[name, tokens, in, out, true or false\]"),
-        (changed(layers=[["a", 1, 2, 3, True]] * 2), r"layers\[1\]: found a again, expected each once"),
+        (changed(layers=[["a", 1, 2, 3, True]] * 2), r'layers\[1\]: found "a" again, expected each once'),
         (changed(others=[["a", 0]]), r"others\[0\]\[1\]: found 0, expected a whole number of at least 1"),
         (changed(loops=[{}]), r"loops\[0\]: found no key 'schedule'"),
         (changed_row(eager_ms=0.0), r"rows\[1\]\.eager_ms: found 0\.0, expected a finite number above 0"),

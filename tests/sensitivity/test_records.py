@@ -110,7 +110,10 @@ class TestFile:
             (lambda d: d.update(seed=-1), "seed: found -1, expected a whole number of at least 0"),
             (lambda d: d.update(dtype="int8"), 'dtype: found "int8", expected one of fp32, bf16, fp16'),
             (lambda d: d.update(n_prompts=3), "cells[0].errors: found 2, expected 3 numbers, one per prompt"),
-            (lambda d: d["layers"].append(d["layers"][0]), 'layers[9]: found "blocks.0.attn.to_q", expected each once'),
+            (
+                lambda d: d["layers"].append(d["layers"][0]),
+                'layers[9]: found "blocks.0.attn.to_q" again',
+            ),
             (lambda d: d["layers"].pop(0), "cells[0].module: found"),
             (lambda d: d["choices"].pop(0), 'cells[0].word: found "int8/fp32", expected one of the choices'),
             (lambda d: d["choices"][0].update(weight="int7"), 'choices[0].weight: found "int7", expected one of fp32'),
