@@ -8,8 +8,12 @@ import sys
 from typing import NamedTuple
 
 # Before torch is first imported: two threads are what the smallest machine has, and numbers should not depend on more.
-# Where several workers share the machine (pytest -n), each has one.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Where several workers share the machine (pytest -n), each has one. A worker inherits what the process that started it
+# has set here, so there `setdefault` would leave it two.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Idle threads sleep. By default they spin, which makes small models many times slower as soon as anything else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
