@@ -225,10 +225,10 @@ def given() -> Mapping[str, Callable[[Names, Path], None]]:
 
 
 @pytest.fixture
-def haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few prompts, few rounds, and eight steps where the bundled model has 28."""
+def haste(monkeypatch: pytest.MonkeyPatch, steady_cost: Callable[..., Any]) -> None:
+    """Few prompts, few rounds, a given cost model, and eight steps where the bundled model has 28."""
     from schedsearch.bench import _calibration, _elsewhere, _sensitivity
-    from schedsearch.evaluate import _models, evaluate_held_out, measure_cost, with_linear_prices
+    from schedsearch.evaluate import _models, evaluate_held_out, with_linear_prices
     from schedsearch.optimize import _bench, _correct, _finals, _run
     from schedsearch_calibration import prompt_set
 
@@ -250,6 +250,6 @@ def haste(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "LADDER", (2.0,))
     monkeypatch.setattr(_finals, "FRESH", 2)
     monkeypatch.setattr(_finals, "AROUND", (0.0,))
-    monkeypatch.setattr(_run, "measure_cost", functools.partial(measure_cost, repeats=1, warmup=0))
+    monkeypatch.setattr(_run, "measure_cost", steady_cost)
     monkeypatch.setattr(_run, "with_linear_prices", functools.partial(with_linear_prices, repeats=1))
     monkeypatch.setattr(_finals, "evaluate_held_out", functools.partial(evaluate_held_out, repeats=2, warmup=0))

@@ -35,6 +35,7 @@ def shrink() -> None:
     _bench.FIDELITY = 2
     _bench.LADDER = _finals.LADDER = (2.0,)
     _finals.FRESH = 2
+    _finals.AROUND = (0.0, 0.06)
     _run.prompt_set = few
     _run.measure_cost = functools.partial(measure_cost, repeats=1, warmup=0)
     _run.with_linear_prices = functools.partial(with_linear_prices, repeats=1)

@@ -22,6 +22,10 @@ from schedsearch.sensitivity import REMOVED, Cell, Choice, Header, Layer, Sensit
 from schedsearch.study import Study
 
 
+LINEAR_MS = 0.05
+"""Of every linear layer in float32; a block has a millisecond."""
+
+
 @pytest.fixture(scope="module")
 def model(six_steps):
     return six_steps
@@ -33,28 +37,28 @@ def pipe(model):
 
 
 @pytest.fixture
-def job(monkeypatch, model, pipe):
+def job(monkeypatch, model, pipe, steady_cost):
     """The small job, on a device where int8 takes 0.4 times as long as float32 and nothing else is faster."""
     script = Path(__file__).parent / "small_job.py"
     spec = importlib.util.spec_from_file_location("small_format_job", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    from schedsearch.evaluate import evaluate_held_out, measure_cost, with_linear_prices
+    from schedsearch.evaluate import evaluate_held_out, with_linear_prices
     from schedsearch.optimize import _bench, _finals, _run
 
     def priced(cost: CostModel, *arguments: object) -> CostModel:
         found = with_linear_prices(cost, *arguments, repeats=1)
-        base = {time.shape: time.ms for time in found.prices.times if time.format == "fp32"}
         share = {"fp32": 1.0, "int8": 0.4}
-        times = tuple(replace(time, ms=base[time.shape] * share.get(time.format, 2.0)) for time in found.prices.times)
+        times = tuple(replace(time, ms=LINEAR_MS * share.get(time.format, 2.0)) for time in found.prices.times)
         return replace(found, prices=replace(found.prices, times=times))
 
     monkeypatch.setattr(_bench, "FIDELITY", 2)
     monkeypatch.setattr(_bench, "LADDER", (2.0,))
     monkeypatch.setattr(_finals, "LADDER", (2.0,))
     monkeypatch.setattr(_finals, "FRESH", 2)
+    monkeypatch.setattr(_finals, "AROUND", (0.0,))
     monkeypatch.setattr(_run, "prompt_set", module.few)
-    monkeypatch.setattr(_run, "measure_cost", functools.partial(measure_cost, repeats=1, warmup=0))
+    monkeypatch.setattr(_run, "measure_cost", steady_cost)
     monkeypatch.setattr(_run, "with_linear_prices", priced)
     monkeypatch.setattr(_run, "load_pipeline", lambda *_, **__: pipe)
     monkeypatch.setattr(_finals, "evaluate_held_out", functools.partial(evaluate_held_out, repeats=2, warmup=0))
@@ -65,6 +69,26 @@ def job(monkeypatch, model, pipe):
         )
 
     return run
+
+
+@pytest.fixture
+def search(job, monkeypatch):
+    """The same up to where the best would be measured."""
+    from schedsearch.optimize import _run
+
+    def enough(*_):
+        raise SearchedEnoughError
+
+    def run(out, **options):
+        monkeypatch.setattr(_run, "finals", enough)
+        with pytest.raises(SearchedEnoughError):
+            job(out, **options)
+
+    return run
+
+
+class SearchedEnoughError(Exception):
+    """Raised where the last stages would begin."""
 
 
 def plain_bytes(pipe, model) -> int:
@@ -163,10 +187,9 @@ def test_measurements_that_cannot_be_begun_from_are_refused(job, known, tmp_path
 
 
 @pytest.mark.slow
-def test_a_limit_of_memory_is_kept_and_what_breaks_it_is_not_run(job, pipe, model, tmp_path):
+def test_a_limit_of_memory_is_kept_and_what_breaks_it_is_not_run(search, pipe, model, tmp_path):
     limit = int(0.75 * plain_bytes(pipe, model))
-    with suppress(EvaluationError):
-        job(tmp_path / "run", max_memory=f"{limit}B")
+    search(tmp_path / "run", max_memory=f"{limit}B")
     with Study.load(tmp_path / "run" / "study.db") as study:
         assert study.settings["max_memory"] == limit
         records = study.evaluations()
@@ -184,8 +207,8 @@ def test_memory_that_nothing_keeps_is_refused_before_the_search(job, pipe, model
 
 
 @pytest.mark.slow
-def test_where_operations_count_formats_are_neither_timed_nor_searched(job, tmp_path):
-    job(tmp_path / "run", budget="60%macs", trials=8)
+def test_where_operations_count_formats_are_neither_timed_nor_searched(search, tmp_path):
+    search(tmp_path / "run", budget="60%macs", trials=8)
     with Study.load(tmp_path / "run" / "study.db") as study:
         assert CostModel.from_json(str(study.notes["cost"])).prices is None
         assert not any(e.candidate.schedule.precision for e in study.evaluations())
@@ -197,12 +220,11 @@ def test_memory_that_is_no_number_of_bytes(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_of_an_earlier_release_keeps_its_formats(job, monkeypatch, tmp_path):
+def test_a_study_of_an_earlier_release_keeps_its_formats(search, monkeypatch, tmp_path):
     """One whose cost model has no prices of formats goes on without the axis."""
     from schedsearch.optimize import _run
 
     monkeypatch.setattr(_run, "with_linear_prices", lambda cost, *_: cost)
-    with suppress(EvaluationError):
-        job(tmp_path / "run", trials=8)
+    search(tmp_path / "run", trials=8)
     with Study.load(tmp_path / "run" / "study.db") as study:
         assert not any(e.candidate.schedule.precision for e in study.evaluations())

@@ -47,6 +47,7 @@ def small_job() -> Any:
             "FIDELITY",
             "LADDER",
             "FRESH",
+            "AROUND",
             "prompt_set",
             "measure_cost",
             "with_linear_prices",
