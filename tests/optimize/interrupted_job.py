@@ -1,6 +1,6 @@
 """Runs the small job of ``small_job.py`` by the command line, in processes that get SIGINT while they search.
 
-    python interrupted_job.py MODEL_FOLDER OUT
+    python interrupted_job.py MODEL_FOLDER OUT COST_JSON
 
 Prints, as JSON, how two of them ended: one that was interrupted once, and one that was interrupted again while it was
 still busy with what it had found.
@@ -20,8 +20,7 @@ from pathlib import Path
 import small_job
 
 from schedsearch import cli
-from schedsearch.evaluate import PipelineEvaluator, find_card, load_pipeline
-from schedsearch.optimize import _run
+from schedsearch.evaluate import PipelineEvaluator
 
 WAIT = 100.0
 
@@ -41,6 +40,8 @@ def until(is_met: Callable[[], bool], child: int) -> None:
     while not is_met():
         done, status = os.waitpid(child, os.WNOHANG)
         if done or time.monotonic() > deadline:
+            if not done:
+                os.kill(child, signal.SIGKILL)
             sys.exit(f"the child ended or hung: {status}")
         time.sleep(0.02)
 
@@ -77,10 +78,9 @@ def ended(child: int) -> tuple[int, float]:
 
 def main() -> None:
     """Runs the two and says how they ended."""
-    model, out = Path(sys.argv[1]), Path(sys.argv[2])
+    model, out, cost = (Path(word) for word in sys.argv[1:])
     small_job.shrink()
-    pipe = load_pipeline(find_card(str(model)))
-    _run.load_pipeline = lambda *_, **__: pipe
+    small_job.take_as_known(model, cost)
     words = ["optimize", "--model", str(model), "--budget", "60%macs", "--trials", "5000", "--out", str(out)]
     told = out.parent / "told.txt"
     answers = []

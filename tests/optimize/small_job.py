@@ -19,7 +19,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from schedsearch.evaluate import CostModel, evaluate_held_out, measure_cost, with_linear_prices
+from schedsearch.evaluate import (
+    CostModel,
+    evaluate_held_out,
+    find_card,
+    load_pipeline,
+    measure_cost,
+    with_linear_prices,
+)
 from schedsearch.optimize import Display, Optimized, OptimizeSettings, _bench, _finals, _run, optimize
 from schedsearch_calibration import PromptSet, prompt_set
 
@@ -42,6 +49,14 @@ def shrink() -> None:
     _finals.evaluate_held_out = functools.partial(evaluate_held_out, repeats=2, warmup=0)
 
 
+def take_as_known(model: Path, cost: Path) -> None:
+    """Has the jobs of this process share a pipeline and a cost model, which the file holds."""
+    pipe = load_pipeline(find_card(str(model)))
+    known = CostModel.from_json(cost.read_text())
+    _run.load_pipeline = lambda *_, **__: pipe
+    _run.measure_cost = lambda *_, **__: known
+
+
 def job(model: Path, out: Path, *, resume: bool, **options: object) -> Optimized:
     """Runs the job without progress bars."""
     settings = OptimizeSettings(model=str(model), budget="60%macs", trials=16, out=out, resume=resume)
@@ -53,14 +68,14 @@ def main() -> None:
     """Kills the job at random moments, a little later each time, until one run gets through; prints the kills."""
     model, out, cost = (Path(word) for word in sys.argv[1:])
     shrink()
-    _run.measure_cost = lambda *_, **__: CostModel.from_json(cost.read_text())
+    take_as_known(model, cost)
     rng, kills = random.Random(1), 0
     while True:
         child = os.fork()
         if child == 0:
             job(model, out, resume=True)
             os._exit(0)
-        deadline = time.monotonic() + rng.uniform(0.0, 1.5 * 1.3**kills)
+        deadline = time.monotonic() + rng.uniform(0.0, 1.5 * 1.4**kills)
         while time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:

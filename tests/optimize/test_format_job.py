@@ -21,7 +21,6 @@ from schedsearch.schedule import read_schedule, rule_of
 from schedsearch.sensitivity import REMOVED, Cell, Choice, Header, Layer, Sensitivities, write_sensitivities
 from schedsearch.study import Study
 
-
 LINEAR_MS = 0.05
 """Of every linear layer in float32; a block has a millisecond."""
 

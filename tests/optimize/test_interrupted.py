@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,19 +14,20 @@ from schedsearch.optimize import Display
 from schedsearch.optimize._unfinished import remove_unfinished, write_unfinished
 from schedsearch.schedule import read_frontier
 from schedsearch.study import Study
-from schedsearch_calibration import flux_mini_path
 
 SCRIPT = Path(__file__).parent / "interrupted_job.py"
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
+def stopped(tmp_path_factory, six_steps, steady_cost):
     """How the two processes of the script ended, and their output folder."""
+    from schedsearch.evaluate import Workload, find_card, load_pipeline
+
     place = tmp_path_factory.mktemp("stopped")
-    shutil.copytree(flux_mini_path(), place / "mini")
-    card = place / "mini" / "schedsearch.yaml"
-    card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
-    command = [sys.executable, str(SCRIPT), str(place / "mini"), str(place / "out")]
+    card = find_card(str(six_steps))
+    cost = steady_cost(load_pipeline(card), Workload.from_card(card), device="cpu")
+    (place / "cost.json").write_text(cost.to_json())
+    command = [sys.executable, str(SCRIPT), str(six_steps), str(place / "out"), str(place / "cost.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), place / "out"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +18,6 @@ from schedsearch.optimize import Optimized, OptimizeSettings
 from schedsearch.schedule import read_frontier, read_schedule
 from schedsearch.search import SEARCHERS
 from schedsearch.study import Study
-from schedsearch_calibration import flux_mini_path
 
 SCRIPT = Path(__file__).parent / "small_job.py"
 TIMED = ("speedup", "low", "high", "latency ms")
@@ -63,15 +61,8 @@ def small_job() -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model as a local folder whose card asks for six steps."""
-    folder = tmp_path_factory.mktemp("model") / "mini"
-    shutil.copytree(flux_mini_path(), folder)
-    card = folder / "schedsearch.yaml"
-    text = card.read_text()
-    assert "steps: 28" in text
-    card.write_text(text.replace("steps: 28", "steps: 6"))
-    return folder
+def model(six_steps: Path) -> Path:
+    return six_steps
 
 
 @pytest.fixture(scope="module")
