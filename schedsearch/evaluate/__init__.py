@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
     from schedsearch.evaluate._policy import POLICIES, CalibrationPolicy, Scales, find_policy, parse_policy, policy_of
+    from schedsearch.evaluate._polish import POLISH_ROUNDS, polishing_calls
     from schedsearch.evaluate._prices import LinearPrices
     from schedsearch.evaluate._probing import measure_probe
     from schedsearch.evaluate._quality import (
@@ -72,6 +73,7 @@ __all__ = [
     "LAYER_TABLES",
     "METRICS",
     "POLICIES",
+    "POLISH_ROUNDS",
     "REFERENCES",
     "REFINEMENT",
     "AffineFit",
@@ -144,6 +146,7 @@ __all__ = [
     "parse_policy",
     "pipeline_kwargs",
     "policy_of",
+    "polishing_calls",
     "read_table",
     "require_drawable",
     "resident_bytes",
@@ -192,6 +195,7 @@ _HOME = {
     "PipelineEvaluator": "_evaluator",
     "QualityMetric": "_quality",
     "REFERENCES": "_quality",
+    "POLISH_ROUNDS": "_polish",
     "REFINEMENT": "_reference",
     "Ratio": "_latency",
     "ReferenceName": "_quality",
@@ -233,6 +237,7 @@ _HOME = {
     "metrics_at_hand": "_quality",
     "paired_ratio": "_latency",
     "pipeline_kwargs": "_workload",
+    "polishing_calls": "_polish",
     "read_table": "_latency_table",
     "require_drawable": "_transfer",
     "resident_bytes": "_linears",

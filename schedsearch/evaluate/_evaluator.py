@@ -26,6 +26,7 @@ from schedsearch.evaluate._latency import device_name, synchroniser
 from schedsearch.evaluate._macs import MacTable, schedule_macs
 from schedsearch.evaluate._memory import MemoryModel
 from schedsearch.evaluate._models import ModelCard
+from schedsearch.evaluate._polish import polished
 from schedsearch.evaluate._quality import METRICS, REFERENCES, ReferenceName, find_metrics
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._rollout import HopelessError, Rolled, Runner
@@ -219,9 +220,23 @@ class PipelineEvaluator:
                 rows[call.step] = tuple(term.weight for term in call.nxt)
         return with_solver_table(schedule, rows)
 
+    def polish(self, schedule: Schedule, n_prompts: int) -> Schedule:
+        """Return ``schedule`` with the scalars of all its ``table`` steps fitted together to the final latents, on the
+        first ``n_prompts`` prompts, on all of them if there are fewer; see `_polish.py`. `spent` says what it took.
+
+        Raises:
+            UsageError: if ``n_prompts`` is less than 1.
+            ApplyError: the schedule cannot be put on this pipeline.
+            EvaluationError: it strays too far from the reference to be worth it.
+            FloatingPointError: the denoiser gave values that are no numbers.
+        """
+        n = self._prompts(n_prompts)
+        with self._counting():
+            return polished(self._runner, schedule, n)
+
     @property
     def spent(self) -> int:
-        """Denoiser evaluations of the last `prepare`, `evaluate` or `fit`."""
+        """Denoiser evaluations of the last `prepare`, `evaluate`, `fit` or `polish`."""
         return self._spent.evaluations
 
     @property

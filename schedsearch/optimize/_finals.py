@@ -21,6 +21,7 @@ from schedsearch.evaluate import (
     evaluate_held_out,
     find_metrics,
     metrics_at_hand,
+    polishing_calls,
 )
 from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
 from schedsearch.optimize._forecast import Forecast
@@ -35,6 +36,13 @@ FRESH = 24
 
 FIT = 32
 """Calibration prompts, other than those, on which the fitted steps of the finalists get their scalars."""
+
+POLISH = 16
+"""Of these, prompts on which the scalars of all steps are then fitted together."""
+
+POLISH_CALLS = 75
+"""Denoiser calls per prompt and round that this may take: seven calls of third order. Schedules of more calls are near
+the full run anyway."""
 
 AROUND = (-0.01, 0.0, 0.01, 0.02, MARGIN, 0.06, 0.12)
 """Head starts over the budget whose best is measured on held-out prompts: predictions miss by as much."""
@@ -86,7 +94,9 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tu
 def forecast(bench: Bench, study: Study) -> Forecast:
     """Returns what can be said about the time that `finals` will take."""
     fresh = len(_fresh(bench)) or 1
-    return Forecast(bench, study, (len(_known(bench)), fresh, len(bench.held_out.prompts)))
+    return Forecast(
+        bench, study, (len(_known(bench)), fresh, len(bench.held_out.prompts)), polish=(POLISH, POLISH_CALLS)
+    )
 
 
 def seconds_left(bench: Bench, study: Study) -> float:
@@ -133,7 +143,7 @@ def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
 
 
 def _tables(bench: Bench, plans: Mapping[str, Schedule], told: Forecast) -> tuple[dict[str, list[list[float]]], int]:
-    """Fits the finalists that have fitted steps.
+    """Fits the finalists that have fitted steps: step by step, and those of few calls then as a whole.
 
     Returns their scalars by name, rows as in the side file, and the denoiser evaluations spent. What cannot be fitted
     is left out.
@@ -151,11 +161,15 @@ def _tables(bench: Bench, plans: Mapping[str, Schedule], told: Forecast) -> tupl
         advance(1, later=later)
         for i, (name, plan) in enumerate(open_ones.items(), start=1):
             try:
-                rows = solver_table(evaluator.fit(plan, len(known)))
-                tables[name] = [list(row) for row in rows or ()]
+                fitted = evaluator.fit(plan, len(known))
+                evals += evaluator.spent
+                if polishing_calls(plan) <= POLISH_CALLS:
+                    fitted = evaluator.polish(fitted, POLISH)
+                    evals += evaluator.spent
+                tables[name] = [list(row) for row in solver_table(fitted) or ()]
             except (EvaluationError, FloatingPointError) as error:
+                evals += evaluator.spent
                 bench.display.line(f"Left out {name}: {error}")
-            evals += evaluator.spent
             advance(i + 1, later=later)
     return tables, evals
 
