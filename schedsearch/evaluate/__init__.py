@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._models import CardStatus, ModelCard, cards, find_card, load_pipeline
     from schedsearch.evaluate._noise import initial_latents
     from schedsearch.evaluate._policy import POLICIES, CalibrationPolicy, Scales, find_policy, parse_policy, policy_of
-    from schedsearch.evaluate._polish import POLISH_ROUNDS, polishing_calls
+    from schedsearch.evaluate._polish import polishing_calls
     from schedsearch.evaluate._prices import LinearPrices
     from schedsearch.evaluate._probing import measure_probe
     from schedsearch.evaluate._quality import (
@@ -73,7 +73,6 @@ __all__ = [
     "LAYER_TABLES",
     "METRICS",
     "POLICIES",
-    "POLISH_ROUNDS",
     "REFERENCES",
     "REFINEMENT",
     "AffineFit",
@@ -195,7 +194,6 @@ _HOME = {
     "PipelineEvaluator": "_evaluator",
     "QualityMetric": "_quality",
     "REFERENCES": "_quality",
-    "POLISH_ROUNDS": "_polish",
     "REFINEMENT": "_reference",
     "Ratio": "_latency",
     "ReferenceName": "_quality",

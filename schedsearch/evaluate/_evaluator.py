@@ -220,9 +220,10 @@ class PipelineEvaluator:
                 rows[call.step] = tuple(term.weight for term in call.nxt)
         return with_solver_table(schedule, rows)
 
-    def polish(self, schedule: Schedule, n_prompts: int) -> Schedule:
+    def polish(self, schedule: Schedule, n_prompts: int, *, rounds: int = 2) -> Schedule:
         """Return ``schedule`` with the scalars of all its ``table`` steps fitted together to the final latents, on the
-        first ``n_prompts`` prompts, on all of them if there are fewer; see `_polish.py`. `spent` says what it took.
+        first ``n_prompts`` prompts, on all of them if there are fewer, in so many rounds at most; see `_polish.py`.
+        `spent` says what it took.
 
         Raises:
             UsageError: if ``n_prompts`` is less than 1.
@@ -232,7 +233,7 @@ class PipelineEvaluator:
         """
         n = self._prompts(n_prompts)
         with self._counting():
-            return polished(self._runner, schedule, n)
+            return polished(self._runner, schedule, n, rounds=rounds)
 
     @property
     def spent(self) -> int:

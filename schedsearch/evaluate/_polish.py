@@ -23,9 +23,6 @@ from schedsearch.evaluate._fit import TABLE
 from schedsearch.evaluate._rollout import HopelessError, Rolled, Runner
 from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule, with_solver_table
 
-POLISH_ROUNDS = 2
-"""Gauss-Newton steps at most."""
-
 LEAST = 0.005
 """Fall of the mean decimal logarithm of the squared error (0.05 dB) under which no further round pays."""
 
@@ -56,7 +53,7 @@ def polishing_calls(schedule: Schedule) -> int:
     return row.count(COMPUTE) + sum(n * calls for n, calls in zip(scalars, after, strict=True))
 
 
-def polished(runner: Runner, schedule: Schedule, n: int, *, rounds: int = POLISH_ROUNDS) -> Schedule:
+def polished(runner: Runner, schedule: Schedule, n: int, *, rounds: int = 2) -> Schedule:
     """Return ``schedule`` with scalars of ``table`` steps under which its final latents are nearer to the teacher's.
 
     Args:

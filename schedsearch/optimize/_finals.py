@@ -41,8 +41,8 @@ POLISH = 16
 """Of these, prompts on which the scalars of all steps are then fitted together."""
 
 POLISH_CALLS = 75
-"""Denoiser calls per prompt and round that this may take: seven calls of third order. Schedules of more calls are near
-the full run anyway."""
+"""Denoiser calls per prompt that this may take: one round at seven calls of third order, two at five. Schedules of more
+calls are near the full run anyway."""
 
 AROUND = (-0.01, 0.0, 0.01, 0.02, MARGIN, 0.06, 0.12)
 """Head starts over the budget whose best is measured on held-out prompts: predictions miss by as much."""
@@ -93,9 +93,9 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tu
 
 def forecast(bench: Bench, study: Study) -> Forecast:
     """Returns what can be said about the time that `finals` will take."""
-    fresh = len(_fresh(bench)) or 1
+    prompts = (len(_known(bench)), len(_fresh(bench)) or 1, len(bench.held_out.prompts))
     return Forecast(
-        bench, study, (len(_known(bench)), fresh, len(bench.held_out.prompts)), polish=(POLISH, POLISH_CALLS)
+        bench, study, prompts, polishing=lambda plan: POLISH * polishing_rounds(plan) * polishing_calls(plan)
     )
 
 
@@ -163,8 +163,8 @@ def _tables(bench: Bench, plans: Mapping[str, Schedule], told: Forecast) -> tupl
             try:
                 fitted = evaluator.fit(plan, len(known))
                 evals += evaluator.spent
-                if polishing_calls(plan) <= POLISH_CALLS:
-                    fitted = evaluator.polish(fitted, POLISH)
+                if rounds := polishing_rounds(plan):
+                    fitted = evaluator.polish(fitted, POLISH, rounds=rounds)
                     evals += evaluator.spent
                 tables[name] = [list(row) for row in solver_table(fitted) or ()]
             except (EvaluationError, FloatingPointError) as error:
@@ -172,6 +172,11 @@ def _tables(bench: Bench, plans: Mapping[str, Schedule], told: Forecast) -> tupl
                 bench.display.line(f"Left out {name}: {error}")
             advance(i + 1, later=later)
     return tables, evals
+
+
+def polishing_rounds(plan: Schedule) -> int:
+    """Returns how often the scalars of all steps are fitted together: the first round brings most."""
+    return min(2, POLISH_CALLS // polishing_calls(plan))
 
 
 def _with_tables(plans: Mapping[str, Schedule], tables: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Schedule]:

@@ -5,9 +5,9 @@ Knows what `_finals.py` does with how many prompts, and nothing of how it is sho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from schedsearch.evaluate import POLISH_ROUNDS, REFINEMENT, polishing_calls
+from schedsearch.evaluate import REFINEMENT
 from schedsearch.optimize._bench import Bench
 from schedsearch.optimize._eta import Rate, Unit, fitted_rate
 from schedsearch.schedule import Schedule
@@ -24,20 +24,25 @@ class Forecast:
         bench: the model and its cost model.
         study: what was measured so far.
         prompts: how many the finalists are fitted on, scored on, and measured on.
-        polish: how many prompts those are then fitted on as a whole that take no more than so many calls for it.
+        polishing: denoiser evaluations of fitting all steps of a finalist together.
     """
 
     def __init__(
-        self, bench: Bench, study: Study, prompts: tuple[int, int, int], *, polish: tuple[int, int] = (0, 0)
+        self,
+        bench: Bench,
+        study: Study,
+        prompts: tuple[int, int, int],
+        *,
+        polishing: Callable[[Schedule], int] = lambda _: 0,
     ) -> None:
         self._bench = bench
         self._fit, self._fresh, self._held_out = prompts
-        self._polish, self._polish_calls = polish
+        self._polishing = polishing
         self.rate = rate_of(bench, study)
 
     def fitting(self, plans: Iterable[Schedule]) -> list[Unit]:
         """The reference runs, then one unit per schedule; nothing if there is none."""
-        units = [Unit("fit", self._images(self._fit, self._calls(plan)) + self._polishing(plan)) for plan in plans]
+        units = [Unit("fit", self._images(self._fit, self._calls(plan)) + self._polish(plan)) for plan in plans]
         return [self._reference("fit", self._fit, 1), *units] if units else []
 
     def scoring(self, plans: Iterable[Schedule]) -> list[Unit]:
@@ -61,10 +66,8 @@ class Forecast:
         units = [*self.fitting(open_ones), *self.scoring(plans), *self.measuring(plans, fewer_steps)]
         return sum(unit.seconds for unit in units)
 
-    def _polishing(self, plan: Schedule) -> float:
-        """Seconds that fitting all steps of this schedule together takes; it mostly needs all its rounds."""
-        calls = polishing_calls(plan)
-        return POLISH_ROUNDS * self._images(self._polish, calls) if calls <= self._polish_calls else 0.0
+    def _polish(self, plan: Schedule) -> float:
+        return self.rate.seconds(evals=self._polishing(plan), images=0)
 
     def _reference(self, kind: str, images: int, runs: int) -> Unit:
         return Unit(kind, self._images(images, float(runs * self._bench.card.steps)))
