@@ -201,7 +201,9 @@ def six_steps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "mini"
     shutil.copytree(flux_mini_path(), folder)
     card = folder / "schedsearch.yaml"
-    card.write_text(card.read_text().replace("steps: 28", "steps: 6"))
+    text = card.read_text()
+    assert "steps: 28" in text
+    card.write_text(text.replace("steps: 28", "steps: 6"))
     return folder
 
 

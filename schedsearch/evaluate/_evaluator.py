@@ -213,23 +213,13 @@ class PipelineEvaluator:
         if not schedule.unfitted:
             return schedule
         with self._counting():
-            calls = self._runner.roll(schedule, n).calls
-        rows: list[tuple[float, ...]] = [() for _ in range(schedule.n_steps)]
-        for call in calls:
-            if call.family == "table":
-                rows[call.step] = tuple(term.weight for term in call.nxt)
-        return with_solver_table(schedule, rows)
+            rolled = self._runner.roll(schedule, n)
+        return with_solver_table(schedule, rolled.scalars)
 
     def polish(self, schedule: Schedule, n_prompts: int, *, rounds: int = 2) -> Schedule:
         """Return ``schedule`` with the scalars of all its ``table`` steps fitted together to the final latents, on the
         first ``n_prompts`` prompts, on all of them if there are fewer, in so many rounds at most; see `_polish.py`.
-        `spent` says what it took.
-
-        Raises:
-            UsageError: if ``n_prompts`` is less than 1.
-            ApplyError: the schedule cannot be put on this pipeline.
-            EvaluationError: it strays too far from the reference to be worth it.
-            FloatingPointError: the denoiser gave values that are no numbers.
+        `spent` says what it took. Raises what `fit` raises.
         """
         n = self._prompts(n_prompts)
         with self._counting():

@@ -68,10 +68,7 @@ def polished(runner: Runner, schedule: Schedule, n: int, *, rounds: int = 2) -> 
         FloatingPointError: the denoiser gave values that are no numbers.
     """
     rolled = runner.roll(schedule, n)
-    rows: Rows = [[] for _ in range(schedule.n_steps)]
-    for call in rolled.calls:
-        if call.family == TABLE:
-            rows[call.step] = [term.weight for term in call.nxt]
+    rows = rolled.scalars
     if not any(rows):
         return schedule
     fit = _JointFit(runner, with_solver_table(schedule, rows), n, rolled)

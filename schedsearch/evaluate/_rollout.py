@@ -14,7 +14,7 @@ from itertools import takewhile
 import torch
 
 from schedsearch.errors import EvaluationError
-from schedsearch.evaluate._fit import adams_weights, solved
+from schedsearch.evaluate._fit import TABLE, adams_weights, solved
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._trajectory import relative_error, squared_sums
 from schedsearch.evaluate._tree import (
@@ -59,6 +59,15 @@ class Rolled:
     batches: tuple[Batch, ...]
     latents: tuple[torch.Tensor, ...]
     calls: tuple[Call, ...]
+
+    @property
+    def scalars(self) -> list[list[float]]:
+        """Per step, what a ``table`` step multiplies the sample and the outputs with; nothing for other steps."""
+        rows: list[list[float]] = [[] for _ in range(1 + self.calls[-1].step)]
+        for call in self.calls:
+            if call.family == TABLE:
+                rows[call.step] = [term.weight for term in call.nxt]
+        return rows
 
 
 class Runner:

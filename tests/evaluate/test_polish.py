@@ -35,8 +35,7 @@ class Job:
         self.runner = Runner(runs, self.teacher, tree=PrefixTree(2**28), stray=float("inf"), on_images=lambda n: None)
 
     def fitted(self, plan):
-        calls = self.runner.roll(plan, self.n).calls
-        return with_solver_table(plan, [[term.weight for term in call.nxt] for call in calls])
+        return with_solver_table(plan, self.runner.roll(plan, self.n).scalars)
 
     def error(self, schedule):
         """The mean over prompts of the decimal logarithm of their squared error."""

@@ -112,7 +112,7 @@ class TestFile:
             (lambda d: d.update(n_prompts=3), "cells[0].errors: found 2, expected 3 numbers, one per prompt"),
             (
                 lambda d: d["layers"].append(d["layers"][0]),
-                'layers[9]: found "blocks.0.attn.to_q" again',
+                'layers[9]: found "blocks.0.attn.to_q" again, expected each once',
             ),
             (lambda d: d["layers"].pop(0), "cells[0].module: found"),
             (lambda d: d["choices"].pop(0), 'cells[0].word: found "int8/fp32", expected one of the choices'),
