@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from schedsearch.evaluate._cost import CostModel
     from schedsearch.evaluate._device_formats import denoiser_formats, with_linear_prices, worthwhile
     from schedsearch.evaluate._evaluator import PipelineEvaluator
-    from schedsearch.evaluate._held_out import HeldOutRow, evaluate_held_out
+    from schedsearch.evaluate._held_out import HELD_OUT_ROUNDS, HeldOutRow, evaluate_held_out
     from schedsearch.evaluate._latency import (
         LatencySamples,
         Ratio,
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FEWEST_FOR_KID",
+    "HELD_OUT_ROUNDS",
     "LAYER_TABLES",
     "METRICS",
     "POLICIES",
@@ -176,6 +177,7 @@ _HOME = {
     "CorrectionError": "_correction",
     "Contender": "_rounds",
     "CostModel": "_cost",
+    "HELD_OUT_ROUNDS": "_held_out",
     "HeldOutRow": "_held_out",
     "LAYER_TABLES": "_correction",
     "LatencySamples": "_latency",

@@ -48,7 +48,7 @@ def measure_cost(
     *,
     device: torch.device | str,
     prompt: Prompt = "a picture",
-    repeats: int = 4,
+    repeats: int = 3,
     warmup: int = 1,
     on_round: Callable[[int, int], None] | None = None,
 ) -> CostModel:

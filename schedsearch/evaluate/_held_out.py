@@ -30,6 +30,15 @@ from schedsearch.schedule import Schedule
 
 FULL = "full"
 
+REPEATS = 10
+"""Timed rounds."""
+
+WARMUP = 1
+"""Rounds before them that do not count; every run has been drawn many times by then."""
+
+HELD_OUT_ROUNDS = WARMUP + REPEATS
+"""All of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutRow:
@@ -100,8 +109,8 @@ def evaluate_held_out(
     seeds: Sequence[int] = (0,),
     device: torch.device | str = "cpu",
     batch: int = 8,
-    repeats: int = 10,
-    warmup: int = 2,
+    repeats: int = REPEATS,
+    warmup: int = WARMUP,
     on_progress: Callable[[int, int], None] | None = None,
     on_pictures: Callable[[str, int, Pictures], None] | None = None,
 ) -> tuple[HeldOutRow, ...]:
@@ -228,23 +237,27 @@ def _quality(
     samples: dict[str, Samples] = {v.name: {} for v in variants}
     sets: dict[str, Samples] = {v.name: {} for v in variants}
     calls: dict[str, float] = {}
-    sentinel = capture_call(pipe, workload, prompts[0]).sentinel
+    counter = partial(counting_calls, denoiser_of(pipe), capture_call(pipe, workload, prompts[0]).sentinel)
     for seed in seeds:
         runs = PairedRuns(pipe, workload, prompts, seed=seed, batch=batch)
         references = {name: Reference(runs, name=name) for name in REFERENCES}
-        for reference in references.values():
-            reference.prepare(len(prompts))
+        default, converged = (references[name] for name in REFERENCES)
+        with counter() as plain_calls:
+            default.prepare(len(prompts))
+        converged.prepare(len(prompts))
         scoring = Scoring(metrics, REFERENCES, prompts)
         ranges = tuple(runs.batches(len(prompts)))
         for v in variants:
             tally = scoring.tally(ranges)
-            with v.prepare(), counting_calls(denoiser_of(pipe), sentinel) as count:
+            is_full = v.kind == "full"
+            with v.prepare(), counter() as count:
                 for start, stop in ranges:
-                    pictures = runs.run(start, stop, steps=v.n_steps)
+                    # The plain run is a reference already; drawn again it would be the same, to the bit.
+                    pictures = default.pictures(start, stop) if is_full else runs.run(start, stop, steps=v.n_steps)
                     if on_pictures is not None and seed == seeds[0]:
                         on_pictures(v.name, start, pictures)
                     tally.add((start, stop), pictures, {n: r.pictures(start, stop) for n, r in references.items()})
-            calls[v.name] = count.value / len(ranges)
+            calls[v.name] = (plain_calls if is_full else count).value / len(ranges)
             _extend(samples[v.name], tally.samples)
             _extend(sets[v.name], {name: (value,) for name, value in tally.sets().items()})
             progress.advance()

@@ -206,6 +206,11 @@ class Bench:
             return self.count(self.plain) / self.count(schedule)
         return self.cost.speedup(schedule)
 
+    @cached_property
+    def mask_ratios(self) -> dict[int, float]:
+        """The same of a schedule that runs the denoiser at so many steps, by their number."""
+        return {n: self.ratio(masked(self, n)) for n in range(1, self.card.steps)}
+
     @property
     def target(self) -> float:
         """The budget as such a ratio, with a margin where it is a matter of measured time."""
@@ -339,7 +344,7 @@ def denoiser_budgets(bench: Bench) -> tuple[int, ...]:
 
     One less is there because the budget is a matter of measurement: if it is missed by a hair, the next one keeps it.
     """
-    ratios = {n: bench.ratio(masked(bench, n)) for n in range(1, bench.card.steps)}
+    ratios = bench.mask_ratios
 
     def most(ratio: float) -> int:
         return max((n for n, reached in ratios.items() if reached >= ratio), default=1)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from schedsearch.evaluate import REFINEMENT
+from schedsearch.evaluate import HELD_OUT_ROUNDS, REFINEMENT
 from schedsearch.optimize._bench import Bench
 from schedsearch.optimize._eta import Rate, Unit, fitted_rate
 from schedsearch.schedule import Schedule
 from schedsearch.study import Study
-
-ROUNDS = 12
-"""Rounds in which held-out runs are timed, those that do not count among them."""
 
 
 class Forecast:
@@ -51,14 +48,13 @@ class Forecast:
         return [self._reference("score", self._fresh, 1), *units]
 
     def measuring(self, plans: Iterable[Schedule], fewer_steps: Iterable[int]) -> list[Unit]:
-        """One unit per run for its pictures, both references in the first, then one per timed round."""
+        """One unit per run for its pictures, the plain run and the other reference in one, then one per timed round."""
         full = float(self._bench.card.steps)
         calls = [full, *map(self._calls, plans), *map(float, fewer_steps)]
-        units = [Unit("score", self._images(self._held_out, n)) for n in calls]
         references = self._reference("score", self._held_out, 1 + REFINEMENT)
-        units[0] = Unit("score", units[0].seconds + references.seconds)
+        units = [references, *(Unit("score", self._images(self._held_out, n)) for n in calls[1:])]
         per_round = self._bench.cost.full_ms / 1e3 * sum(calls) / full
-        return [*units, *[Unit("time", per_round)] * ROUNDS]
+        return [*units, *[Unit("time", per_round)] * HELD_OUT_ROUNDS]
 
     def finals(self, plans: Sequence[Schedule], fewer_steps: Iterable[int]) -> float:
         """Seconds of all last stages for these finalists."""

@@ -122,7 +122,8 @@ def encoded(image: Image, room: int) -> bytes:
     """
     out = io.BytesIO()
     if max(image.size) <= EXACT:
-        image.save(out, format="WEBP", lossless=True, method=6, quality=100)
+        # Method 6 at full effort makes files 2 % smaller and takes forty times as long.
+        image.save(out, format="WEBP", lossless=True, method=4, quality=50)
         if out.tell() <= room:
             return out.getvalue()
     for quality in _QUALITIES:
