@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.functional.regression import normalized_root_mean_squared_error
 
-from schedsearch.errors import EvaluationError, ModelNotFoundError, UsageError
+from schedsearch.errors import ModelNotFoundError, UsageError
 from schedsearch.evaluate._net_models import clip_score, feature_module, image_reward, perceptual_distance
 from schedsearch.evaluate._nets import Net, choose
 from schedsearch.evaluate._set_scores import SetScore, frechet, kernel
@@ -32,6 +34,9 @@ REFERENCES: tuple[ReferenceName, ...] = ("default", "converged")
 PSNR_CAP_DB = 100.0
 """PSNR of identical images: the true value is infinite, and records hold finite numbers only."""
 
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+"""What keeps SSIM's fractions finite, for values from 0 to 1."""
+
 FEWEST_FOR_KID = 16
 """Pictures below which KID says too little to search by."""
 
@@ -40,6 +45,7 @@ FEWEST_FOR_FID = 256
 
 _NAME = re.compile(r"(?P<base>[a-z_]+)(?:\[(?P<net>[^\[\]]+)\])?")
 
+Planes = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Formula = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ByPair = Callable[[Net, torch.Tensor, torch.Tensor, str], torch.Tensor]
 ByPrompt = Callable[[Net, torch.Tensor, Sequence[str], str], torch.Tensor]
@@ -173,16 +179,22 @@ def _psnr(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def _ssim(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Wang et al. 2004 with an 11-pixel Gaussian window of sigma 1.5, per image."""
-    # Image by image: on the CPU torch's grouped convolution in double precision is six times slower on a batch.
-    return torch.cat([_ssim_of_one(a, b) for a, b in zip(outputs.split(1), reference.split(1), strict=True)])
+    """Wang 2004, eq. 13, with an 11-pixel Gaussian window of sigma 1.5 and mirrored borders, per image: what
+    torchmetrics computes, whose convolution is twenty times slower in double precision.
+    """
+    x, y = outputs.numpy(), reference.numpy()
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    variances = np.maximum(_blurred(x * x) - mean_x**2, 0.0) + np.maximum(_blurred(y * y) - mean_y**2, 0.0)
+    covariance = _blurred(x * y) - mean_x * mean_y
+    luminance = (2.0 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    structure = (2.0 * covariance + SSIM_C2) / (variances + SSIM_C2)
+    return torch.from_numpy((luminance * structure).mean((1, 2, 3)))
 
 
-def _ssim_of_one(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    scores = structural_similarity_index_measure(outputs, reference, data_range=1.0, reduction="none")
-    if isinstance(scores, tuple):
-        raise EvaluationError("metric ssim: torchmetrics answered with a tuple, expected one score per image.")
-    return scores.reshape(1)
+def _blurred(images: Planes) -> Planes:
+    """`(n, channels, h, w)` weighted means around every pixel."""
+    found: Planes = gaussian_filter(images, 1.5, mode="mirror", radius=5, axes=(-2, -1))
+    return found
 
 
 def _latent_error(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -94,9 +94,7 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tu
 def forecast(bench: Bench, study: Study) -> Forecast:
     """Returns what can be said about the time that `finals` will take."""
     prompts = (len(_known(bench)), len(_fresh(bench)) or 1, len(bench.held_out.prompts))
-    return Forecast(
-        bench, study, prompts, polishing=lambda plan: POLISH * polishing_rounds(plan) * polishing_calls(plan)
-    )
+    return Forecast(bench, study, prompts, polishing=polishing_evals)
 
 
 def seconds_left(bench: Bench, study: Study) -> float:
@@ -179,6 +177,11 @@ def polishing_rounds(plan: Schedule) -> int:
     return min(2, POLISH_CALLS // polishing_calls(plan))
 
 
+def polishing_evals(plan: Schedule) -> int:
+    """Returns the denoiser evaluations that this takes at most."""
+    return POLISH * polishing_rounds(plan) * polishing_calls(plan)
+
+
 def _with_tables(plans: Mapping[str, Schedule], tables: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Schedule]:
     """Returns the finished schedules: those that need no scalars, and those that got them."""
     finished = {name: with_solver_table(plan, tables[name]) for name, plan in plans.items() if name in tables}
@@ -214,11 +217,13 @@ def _fresh_scores(
 
 
 def plain_steps(bench: Bench) -> list[int]:
-    """Returns the step numbers of the plain runs to compare with: around the budget, and at the ladder's speed-ups."""
+    """Returns the step numbers of the plain runs to compare with: around the budget, and at the ladder's speed-ups from
+    2x on; slower ones would take longest and say least.
+    """
     total = bench.card.steps
     wanted = denoiser_budgets(bench)[0]
     near = [wanted - 1, wanted, wanted + 1]
-    return sorted({n for n in (*near, *(round(total / r) for r in LADDER)) if 1 <= n < total}, reverse=True)
+    return sorted({n for n in (*near, *(round(total / r) for r in LADDER if r >= 2.0)) if 1 <= n < total}, reverse=True)
 
 
 def _held_out(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -> tuple[list[dict[str, Any]], int]:

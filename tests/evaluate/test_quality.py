@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from schedsearch.errors import UsageError
 from schedsearch.evaluate import METRICS, Pictures, find_metric
@@ -124,6 +125,17 @@ def test_scores_are_those_of_plain_loops_in_double_precision(name):
 
     # torchmetrics takes the logarithm of 10 in single precision
     assert METRICS[name](mixed, one)[0] == pytest.approx(by_hand(name, mixed[0], one[0]), rel=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 12, 20), (2, 3, 64, 48), (2, 1, 7, 6)])
+def test_ssim_is_that_of_torchmetrics(shape):
+    one, other = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).double()
+    close = one.lerp(other, 0.1)
+
+    both = [
+        structural_similarity_index_measure(a[None], b[None], data_range=1.0) for a, b in zip(close, one, strict=True)
+    ]
+    assert METRICS["ssim"](close, one) == pytest.approx([float(value) for value in both], abs=1e-12)
 
 
 def test_other_shapes_are_refused():

@@ -133,7 +133,7 @@ def test_seconds_as_on_a_clock(seconds, text):
     assert clock_text(seconds) == text
 
 
-# ---- a run that was recorded: see ``command`` in the file
+# ---- a run that was recorded by record_run.py
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def recorded():
 def told_at(recorded, n):
     """The forecast of the last stages after ``n`` records, and what it takes for one to be made."""
     finalists = next(finalists for at, finalists in reversed(recorded["finalists"]) if at <= n)
-    plans = [SimpleNamespace(ms=ms, unfitted=bool(is_open)) for ms, is_open in finalists]
+    plans = [SimpleNamespace(ms=ms, unfitted=bool(is_open), polish=polish) for ms, is_open, polish in finalists]
     cost = SimpleNamespace(full_ms=recorded["full_ms"], predict_ms=lambda plan: plan.ms)
     bench = SimpleNamespace(cost=cost, card=SimpleNamespace(steps=recorded["steps"]))
     evaluations = [
@@ -153,7 +153,8 @@ def told_at(recorded, n):
         for _, seconds, evals, images, is_ok in recorded["records"][:n]
     ]
     study = SimpleNamespace(evaluations=lambda: evaluations)
-    return Forecast(bench, study, tuple(recorded["prompts"])).finals(plans, recorded["fewer_steps"])
+    told = Forecast(bench, study, tuple(recorded["prompts"]), polishing=lambda plan: plan.polish)
+    return told.finals(plans, recorded["fewer_steps"])
 
 
 def test_the_end_of_a_recorded_search_is_told_within_a_factor_of_two(recorded):

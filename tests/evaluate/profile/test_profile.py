@@ -1,26 +1,23 @@
-"""Models of random weights, the operations of a call, how they are timed, the table they make, and whole loops."""
+"""The operations of a call, how they are timed, the table they make, and whole loops."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 
-from schedsearch.errors import EvaluationError, ModelMismatchError, ModelNotFoundError, UsageError
-from schedsearch.evaluate import LatencyTable, TimedRun, Workload, find_card, read_table
+from schedsearch.errors import EvaluationError, UsageError
+from schedsearch.evaluate import TimedRun
 from schedsearch.evaluate._prices import LinearPrices
 from schedsearch.evaluate._trace import capture_call
 from schedsearch.evaluate.profile import _measure as measure
 from schedsearch.evaluate.profile import (
-    architecture_of,
     example_schedules,
     measure_loops,
     measure_table,
-    meta_denoiser,
     operations_of,
     parse_word,
     predicted_speedup,
@@ -31,168 +28,11 @@ from schedsearch.evaluate.profile import (
 )
 from schedsearch.evaluate.profile._timing import median_ms
 from schedsearch.runtime import block_lists_of, identity_schedule, model_ref
-from schedsearch.schedule import PrecisionRule, write_schedule
+from schedsearch.schedule import PrecisionRule
 from schedsearch.testing import random_flux
-
-TRANSFORMER = {
-    "_class_name": "FluxTransformer2DModel",
-    "patch_size": 1,
-    "in_channels": 4,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 32,
-    "pooled_projection_dim": 32,
-    "axes_dims_rope": [4, 4, 8],
-    "guidance_embeds": True,
-}
 
 LINEAR_SHAPES = 16
 """Distinct linear shapes of that configuration."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A pipeline's configuration files, and no weights."""
-    path = tmp_path_factory.mktemp("tiny")
-    files = {
-        "model_index.json": {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]},
-        "transformer/config.json": TRANSFORMER,
-        "scheduler/scheduler_config.json": {"use_dynamic_shifting": True},
-        "vae/config.json": {"block_out_channels": [4, 4]},
-    }
-    for name, content in files.items():
-        (path / name).parent.mkdir(exist_ok=True)
-        (path / name).write_text(json.dumps(content))
-    (path / "schedsearch.yaml").write_text("height: 16\nwidth: 24\nsteps: 4\nmax_sequence_length: 3\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def card(folder):
-    return find_card(str(folder))
-
-
-@pytest.fixture(scope="module")
-def pipe(card):
-    return random_pipeline(card)
-
-
-@pytest.fixture(scope="module")
-def workload(card):
-    return Workload.from_card(card)
-
-
-@pytest.fixture(scope="module")
-def table(pipe, card, workload):
-    """The eager table with one format that is executed and one that is simulated."""
-    rules = [parse_word(word, base="fp32") for word in ("int8", "int4")]
-    header = table_header(pipe, card, weights="random", command="schedsearch profile")
-    return measure_table(pipe, workload, header, rules=rules, modes=["eager"], repeats=1)
-
-
-def test_a_random_pipeline_runs_without_text_encoders_and_vae(pipe, workload):
-    out = pipe(
-        prompt_embeds=random_embeds(pipe, workload).tokens,
-        pooled_prompt_embeds=random_embeds(pipe, workload).pooled,
-        height=16,
-        width=24,
-        num_inference_steps=2,
-        output_type="latent",
-    ).images
-
-    assert out.shape == (1, 4 * 6, 4)  # a token is 2 x 2 latents of 2 x 2 pixels
-    assert torch.isfinite(out).all()
-    assert 0.01 < float(out.std()) < 100.0
-    assert not any(p.requires_grad for p in pipe.transformer.parameters())
-
-
-def test_random_weights_are_repeatable_and_of_the_dtype_asked_for(card):
-    one, two = (random_pipeline(card, dtype="bfloat16").transformer.state_dict() for _ in range(2))
-
-    assert all(torch.equal(one[name], two[name]) and one[name].dtype == torch.bfloat16 for name in one)
-    assert one["x_embedder.weight"].float().std() == pytest.approx(0.5, rel=0.2)  # 4 inputs
-    assert torch.all(one["transformer_blocks.0.attn.norm_q.weight"] == 1.0)
-
-
-def test_random_weights_are_never_held_twice_nor_in_float32(card, monkeypatch):
-    """All memory is taken by one `to_empty`, after the cast on the meta device."""
-    seen = []
-    real = torch.nn.Module.to_empty
-
-    def watched(self, *, device, recurse=True):
-        seen.append({(p.device.type, p.dtype) for p in self.parameters()})
-        return real(self, device=device, recurse=recurse)
-
-    monkeypatch.setattr(torch.nn.Module, "to_empty", watched)
-    random_pipeline(card, dtype="bfloat16")
-
-    assert seen == [{("meta", torch.bfloat16)}]
-
-
-def test_flux_needs_no_files_for_random_weights(monkeypatch):
-    monkeypatch.setattr("schedsearch.evaluate._weights.configuration", lambda repo: pytest.fail(f"asked for {repo}"))
-    denoiser = meta_denoiser(architecture_of(find_card("flux")))
-
-    assert (len(denoiser.transformer_blocks), len(denoiser.single_transformer_blocks)) == (19, 38)
-    assert denoiser.inner_dim == 3072
-    assert denoiser.config.guidance_embeds
-    assert {p.device.type for p in denoiser.parameters()} == {"meta"}
-
-
-def test_a_random_model_is_the_same_denoiser_to_a_schedule(mini, mini_card):
-    """Its configuration hash is that of the loaded model, so schedules go from one to the other."""
-    random = random_pipeline(mini_card)
-
-    size = {"height": mini_card.height, "width": mini_card.width}
-    assert model_ref(random, **size) == model_ref(mini, **size)
-    assert random.vae_scale_factor == mini.vae_scale_factor
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "said"),
-    [
-        ("vae/config.json", "{}", "block_out_channels: found None, expected a list of widths"),
-        ("vae/config.json", "[", "found no readable configuration"),
-        (
-            "transformer/config.json",
-            json.dumps(TRANSFORMER | {"num_layers": "two"}),
-            "found a configuration that diffusers cannot build",
-        ),
-    ],
-)
-def test_a_configuration_that_cannot_be_used_is_refused(*, card, folder, tmp_path, file, content, said):
-    for path in folder.rglob("*.*"):
-        target = tmp_path / path.relative_to(folder)
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    (tmp_path / file).write_text(content)
-
-    with pytest.raises(UsageError, match=said):
-        random_pipeline(dataclasses.replace(card, weights=str(tmp_path)))
-
-
-def test_a_model_that_does_not_fit_is_refused_before_its_memory_is_taken(monkeypatch):
-    monkeypatch.setattr("schedsearch.evaluate.profile._random._free_bytes", lambda _device: 8 * 2**30)
-
-    with pytest.raises(
-        UsageError, match=r"device: found 8.0 GiB free on cpu, expected the 22.2 GiB of flux's denoiser"
-    ):
-        random_pipeline(find_card("flux"), dtype="bfloat16")
-
-
-def test_a_hub_id_without_configuration_is_not_at_hand(card):
-    with pytest.raises(ModelNotFoundError, match="the weights of nobody/nothing are not at hand"):
-        random_pipeline(dataclasses.replace(card, weights="nobody/nothing"))
-
-
-def test_a_workload_of_two_passes_gets_two_prompts(pipe, workload):
-    both = random_embeds(pipe, dataclasses.replace(workload, true_cfg_scale=2.0))
-
-    assert both.negative is not None
-    assert both.tokens.shape == both.negative.tokens.shape == (1, 3, 32)
-    assert not torch.equal(both.tokens, both.negative.tokens)
 
 
 def test_an_operation_runs_again_on_its_own_inputs(pipe, workload):
@@ -461,88 +301,6 @@ def test_a_schedule_for_another_size_is_refused(table, pipe, workload):
 
     with pytest.raises(UsageError, match="plan: model: found a schedule for 16x16 pixels, expected 24x16"):
         measure_loops(pipe, workload, other, table)
-
-
-# ---- the command
-
-
-@pytest.fixture
-def profile(run_cli, folder, tmp_path):
-    words = ("--model", str(folder), "--random-weights", "--no-compiled", "--repeats", "1", "--rounds", "1")
-    return lambda *more: run_cli("profile", *words, "--out", str(tmp_path / "runs" / "t.json"), *more)
-
-
-def test_the_command_writes_and_continues_a_table(profile, pipe, tmp_path):
-    rule = PrecisionRule(pattern="transformer_blocks.*", weight="int8", activation="int8")
-    plain = identity_schedule(pipe, 4, height=16, width=24)
-    plan = dataclasses.replace(plain, ops=(("model", "CRRC"),), precision=(rule,))
-    write_schedule(plan, tmp_path / "plan.json")
-
-    done = profile("--schedule", str(tmp_path / "plan.json"))
-
-    assert (done.code, done.err) == (0, "")
-    table = read_table(tmp_path / "runs" / "t.json")
-    assert isinstance(table, LatencyTable)
-    assert f"Wrote {tmp_path / 'runs' / 't.json'}" in done.out
-    assert "transformer_blocks.ff 24x32" in done.out
-    times = table_times(table, block_lists_of(pipe))
-    (loop,) = table.loops
-    assert (loop.name, loop.schedule, loop.steps, loop.n) == ("plan", plan.id, 4, 1)
-    assert loop.predicted == predicted_speedup(plan, plain, times, LinearPrices.of(table)) != 2.0
-    assert "reached" in done.out
-    assert table.header.command.startswith("schedsearch profile --model")
-    assert {row.format for row in table.rows} == {"fp32", "int8"}
-    before = {row.key: row for row in table.rows}
-
-    again = profile("--formats", "int8,int8/fp32")
-
-    assert again.code == 0
-    more = read_table(tmp_path / "runs" / "t.json")
-    assert more.loops == table.loops
-    assert all(before[row.key] == row for row in more.rows if row.op != "linear")
-    assert {row.format for row in more.rows} == {"fp32", "int8", "int8/fp32"}
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--formats", "int9"), "error: --formats: found 'int9', expected WEIGHT"),
-        (("--no-eager",), "error: found --no-eager and --no-compiled, expected at most one of them. Leave one out."),
-        (("--compiled", "--no-eager", "--examples"), "error: --no-eager: found it beside schedules"),
-        (("--dtype", "int8"), "error: dtype: found 'int8', expected float32"),
-        (("--schedule", "nowhere.json"), "error: nowhere.json: found no such file"),
-    ],
-)
-def test_the_command_refuses_what_it_cannot_do_before_it_starts(profile, words, said, monkeypatch):
-    monkeypatch.setattr("schedsearch.bench._profile.random_pipeline", lambda *_, **__: pytest.fail("built"))
-
-    done = profile(*words)
-
-    assert done.code == 2
-    assert said in " ".join(done.err.split())
-
-
-def test_the_command_refuses_a_schedule_of_another_model_before_it_times(profile, pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("schedsearch.bench._profile.measure_table", lambda *_, **__: pytest.fail("timed"))
-    plan = identity_schedule(pipe, 4, height=16, width=24)
-    other = dataclasses.replace(plan, model=dataclasses.replace(plan.model, config="0" * 64))
-    write_schedule(other, tmp_path / "plan.json")
-
-    done = profile("--schedule", str(tmp_path / "plan.json"))
-
-    assert (done.code, done.err.startswith("error: model.config: found a Flux")) == (2, True)
-    assert ModelMismatchError.__doc__
-
-
-def test_the_command_leaves_a_file_that_is_no_table(profile, tmp_path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "t.json").write_text("mine")
-
-    done = profile()
-
-    assert done.code == 2
-    assert "found damaged JSON" in done.err
-    assert (tmp_path / "runs" / "t.json").read_text() == "mine"
 
 
 @pytest.mark.gpu
