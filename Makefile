@@ -55,14 +55,14 @@ oldest: ## run the runtime and command line tests on the oldest supported diffus
 ci: ## everything CI does, in a fresh copy and a fresh environment
 	bash .ci/run
 
-readme-figures: ## search flux-mini at 4x, draw the README's pictures and rewrite its table
+readme-figures: ## search flux-mini at 4x, draw the README's pictures and rewrite its table and that of metrics
 	$(BIN)/schedsearch optimize --model flux-mini --budget 4x --out runs/flux-mini-4x --resume
 	rm -rf runs/pictures
 	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/full $(PROMPTS)
 	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/4x $(PROMPTS) \
 		--schedule runs/flux-mini-4x/flux-mini-4x.json
 	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/steps $(PROMPTS) --steps 5
-	$(BIN)/python -m schedsearch_reports.figures runs/flux-mini-4x --out docs/images --readme README.md \
+	$(BIN)/python -m schedsearch_reports.figures runs/flux-mini-4x --out docs/images --readme README.md --metrics docs/metrics.md \
 		--pictures "full=runs/pictures/full" "4x=runs/pictures/4x" "5 steps=runs/pictures/steps"
 
 report-sample: ## make the committed sample report again after a change of the page; RUN=folder takes its data from a run

@@ -1,7 +1,7 @@
-"""The README's pictures and table, made from a run folder.
+"""The README's pictures and table, and the table of metrics, made from a run folder.
 
     python -m schedsearch_reports.figures runs/flux-mini-4x --pictures full=images/full 4x=images/4x \
-        --out docs/images --readme README.md
+        --out docs/images --readme README.md --metrics docs/metrics.md
 
 Reads ``results.csv`` and folders of PNG files that `schedsearch generate` wrote; measures nothing.
 """
@@ -173,6 +173,23 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
+def metrics_table(path: Path) -> str:
+    """Returns PSNR and what metrics say that see through a network, run by run, as a Markdown table.
+
+    Args:
+        path: the results table.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ["PSNR dB", *(name for name in rows[0] if name.endswith("]"))]
+    heads = [name if name == "PSNR dB" else f"`{name}`" for name in names]
+    lines = [f"| run | {' | '.join(heads)} |", "|---" * (1 + len(names)) + "|"]
+    for row in rows:
+        run = f"**schedule {row['run']}**" if row["kind"] == "schedule" else row["run"]
+        lines.append(f"| {run} | {' | '.join(f'{round(float(row[name]), 4):.4g}' for name in names)} |")
+    return "\n".join(lines)
+
+
 def put_table(readme: Path, text: str, name: str = "results") -> None:
     """Replaces what stands between the two markers of ``readme`` that have this ``name``.
 
@@ -196,12 +213,13 @@ def _labelled(word: str) -> tuple[str, Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes ``frontier.png`` and ``pictures.png``, and the table into a README."""
-    parser = argparse.ArgumentParser(description="Make the README's figures and table from a run folder.")
+    """Writes ``frontier.png`` and ``pictures.png``, and the tables into a README and a page of metrics."""
+    parser = argparse.ArgumentParser(description="Make the README's figures and tables from a run folder.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--pictures", nargs="*", type=_labelled, default=[], metavar="LABEL=FOLDER")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--readme", type=Path)
+    parser.add_argument("--metrics", type=Path)
     options = parser.parse_args(arguments)
     points = read_points(options.run / "results.csv")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -211,6 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         side_by_side(dict(options.pictures)).save(options.out / "pictures.png")
     if options.readme is not None:
         put_table(options.readme, table(points))
+    if options.metrics is not None:
+        put_table(options.metrics, metrics_table(options.run / "results.csv"), "metrics")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,9 @@ SMALL = 1024
 LADDER = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Speed-ups at which a frontier should have something to offer."""
 
+GENTLE = 1.2
+"""A further speed-up at which the search looks for the best, so that the frontier does not begin with a gap."""
+
 MARGIN = 0.03
 """Head start over a time budget that predictions must have, so that measurements keep it."""
 
@@ -292,9 +295,9 @@ class Bench:
 
 
 def wanted_costs(bench: Bench) -> list[float]:
-    """Returns the costs at which the best is wanted: the budget's, then those of the ladder's speed-ups."""
+    """Returns the costs at which the best is wanted: the budget's, then those of speed-ups, the ladder's among them."""
     cost = bench.reference_point[0]
-    return [cost / bench.ahead(HAIR), *(cost / (rung * (1.0 + MARGIN)) for rung in LADDER)]
+    return [cost / bench.ahead(HAIR), *(cost / (rung * (1.0 + MARGIN)) for rung in (GENTLE, *LADDER))]
 
 
 def book(study: Study, stage: str, started: float, denoiser_evals: int = 0) -> None:

@@ -101,6 +101,23 @@ def test_the_program_writes_figures_and_the_readmes_table(run_folder: Path, tmp_
     assert "old" not in text
 
 
+def test_metrics_that_see_through_a_network_have_a_table(run_folder: Path, tmp_path: Path) -> None:
+    extra = ("clip[n],kid[n]", "77.375,3.5e-15", "78.5,0.0123456", "79,-0.25")
+    lines = (run_folder / "results.csv").read_text().splitlines()
+    text = "\n".join(f"{line},{more}" for line, more in zip(lines, extra, strict=True))
+    (run_folder / "results.csv").write_text(text)
+    page = tmp_path / "metrics.md"
+    page.write_text("<!-- metrics: begin -->\nold\n<!-- metrics: end -->\n")
+    main([str(run_folder), "--out", str(tmp_path), "--metrics", str(page)])
+    assert page.read_text().splitlines()[1:-1] == [
+        "| run | PSNR dB | `clip[n]` | `kid[n]` |",
+        "|---|---|---|---|",
+        "| full | 100 | 77.38 | 0 |",
+        "| **schedule 4.10x** | 36.5 | 78.5 | 0.0123 |",
+        "| 5 steps | 29 | 79 | -0.25 |",
+    ]
+
+
 def test_a_readme_without_markers_is_left_alone(run_folder: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("no place")
