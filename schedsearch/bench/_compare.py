@@ -29,7 +29,6 @@ from schedsearch.bench._compare_settings import (
     MASK_SHARE,
     PEER_PROMPTS,
     REACH,
-    SPARE,
     SWEEP_SHARE,
     Clock,
     CompareSettings,
@@ -232,7 +231,7 @@ def _masks(session: Session, ours: Sequence[tuple[str, Schedule]]) -> tuple[list
         scored = swept(
             bench, evaluator, study, in_turns(entries), MASK_PROMPTS, is_over=lambda: session.clock.is_past(MASK_SHARE)
         )
-        found = fitted(bench, evaluator, (*mine, *chosen(scored, speeds=BUDGETS, leeways=(SPARE,))))
+        found = fitted(bench, evaluator, (*mine, *chosen(scored, speeds=BUDGETS)))
     session.display.line(f"Chose {len(found) - len(mine)} of {len(entries)} hand-made settings")
     return found, {name: sum(entry.family == name for entry in entries) for name in names}
 
@@ -277,7 +276,7 @@ def _finalists(session: Session, masks: Sequence[Entry], tried: PeerSweep) -> tu
 
 def picked(entries: Sequence[PeerEntry], known: Mapping[str, Peer]) -> tuple[PeerEntry, ...]:
     """Returns the best settings per speed; of a family that reaches none, and of compiled runs, the fastest one."""
-    kept = list(chosen(entries, speeds=BUDGETS, leeways=(SPARE,)))
+    kept = list(chosen(entries, speeds=BUDGETS))
     for name in dict.fromkeys(entry.family for entry in entries):
         members = [entry for entry in entries if entry.family == name and entry.score is not None]
         if members and not any(entry.family == name for entry in kept):

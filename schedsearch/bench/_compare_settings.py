@@ -21,9 +21,6 @@ BUDGETS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 REACH = 1.35
 """Settings predicted faster than a budget by more than this are not swept for it: slower ones nearly always win."""
 
-SPARE = 1.04
-"""Predictions and short measurements miss by a few per cent, so settings are chosen to reach a budget with a margin."""
-
 MASK_PROMPTS = 4
 """Calibration prompts that hand-made settings are swept on."""
 
