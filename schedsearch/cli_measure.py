@@ -168,7 +168,7 @@ def compare(
     prompts: Annotated[int, typer.Option(metavar="N", help="Held-out prompts to run everything on.", min=1)] = 12,
     minutes: Annotated[
         float,
-        typer.Option(metavar="N", help="Try settings for half of it; begin no prompt after it. More for large models."),
+        typer.Option(metavar="N", help="Try settings for 60 % of it; begin no prompt after it. More for large models."),
     ] = 14.0,
     into: Into = None,
     device: Device = "cpu",

@@ -30,7 +30,7 @@ PEER_PROMPTS = 2
 DRAWN = 4
 """Calibration prompts for libraries that calibrate themselves."""
 
-MASK_SHARE, SWEEP_SHARE = 0.3, 0.5
+MASK_SHARE, SWEEP_SHARE = 0.3, 0.6
 """Shares of ``--minutes`` after which no further hand-made setting is tried, and none at all."""
 
 FEWEST = 4
@@ -51,7 +51,7 @@ class CompareSettings:
         frontier: folder of ours.
         only: families; all of them where empty.
         prompts: held-out prompts.
-        minutes: after half of it no further setting is tried, and after all of it no further prompt begun.
+        minutes: after 60 per cent of it no further setting is tried, and after all of it no further prompt begun.
         into: Markdown file whose ``compare`` markers get the table.
         device: as in `OptimizeSettings`.
         dtype: as in `OptimizeSettings`.

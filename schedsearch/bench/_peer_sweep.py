@@ -6,6 +6,7 @@ and beside the plain run. This module does not know which libraries there are.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,16 +15,16 @@ from typing import Any
 
 from schedsearch.bench._log import Log
 from schedsearch.bench._peers import Host, Peer, Setting, muted
-from schedsearch.bench._sweep import never
+from schedsearch.bench._sweep import far_first, never
 from schedsearch.evaluate import Contender, Look, SideBySide, Turn, told
 from schedsearch.optimize import Display
 from schedsearch.study import Absent, Cause
 
-TOGETHER = 8
+TOGETHER = 4
 """Settings that are timed in one round."""
 
 GIVE_UP = 2
-"""Settings of a group that fail alike before the rest of it is left out."""
+"""Settings that fail alike before the others of a peer are left out."""
 
 NO_WORK_SAVED = 0.999
 
@@ -119,20 +120,42 @@ class PeerTrials:
             else:
                 plans[name] = settings
         self._announce(plans)
+        left = self._try_all(plans, chosen)
         entries: list[PeerEntry] = []
         swept: dict[str, int] = {}
-        with self.display.stage("trying other libraries", sum(map(len, plans.values()))) as advance:
-            done = 0
-            for name, settings in plans.items():
-                advance(done, None, chosen[name].title)
-                found, missing = self._sweep_one(name, chosen[name], settings)
-                swept[name] = len(found)
-                entries += found
-                absent += missing
-                done += len(settings)
+        for name, settings in plans.items():
+            found, missing = self._outcome(name, chosen[name], settings, left[name])
+            swept[name] = len(found)
+            entries += found
+            absent += missing
         idle = {each.family for each in absent if each.cause == "no effect"}
         kept = tuple(entry for entry in entries if entry.family not in idle)
         return PeerSweep(entries=kept, absent=tuple(absent), swept=swept)
+
+    def _try_all(self, plans: Mapping[str, Sequence[Setting]], chosen: Mapping[str, Peer]) -> Counter[str]:
+        """Tries what the log does not have, some of every peer in turns; returns how many time was too short for."""
+        groups = []
+        for place, (name, settings) in enumerate(plans.items()):
+            order = [settings[i] for i in far_first(len(settings))]
+            parts = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
+            groups += [(turn, place, name, part) for turn, part in enumerate(parts)]
+        left: Counter[str] = Counter()
+        with self.display.stage("trying other libraries", sum(map(len, plans.values()))) as advance:
+            done = 0
+            for _, _, name, part in sorted(groups, key=lambda group: group[:2]):
+                advance(done, None, chosen[name].title)
+                untried = [setting for setting in part if _key(name, setting) not in self.log]
+                if untried and self.is_over():
+                    left[name] += len(untried)
+                else:
+                    self._try(name, chosen[name], untried, self._errors(name, plans[name]))
+                done += len(part)
+        return left
+
+    def _errors(self, name: str, settings: Sequence[Setting]) -> list[str]:
+        """What each setting that was tried failed with, empty where it did not."""
+        records: list[Any] = [self.log.get(_key(name, setting)) for setting in settings]
+        return [record["look"]["error"] for record in records if record is not None]
 
     def _announce(self, plans: Mapping[str, Sequence[Setting]]) -> None:
         """Says how much there is to do, and about how long that takes."""
@@ -151,42 +174,36 @@ class PeerTrials:
         except Exception as error:  # noqa: BLE001 - whatever another library raises is a finding
             return "failed", told(error), ()
 
-    def _sweep_one(
-        self, name: str, peer: Peer, settings: Sequence[Setting]
+    def _outcome(
+        self, name: str, peer: Peer, settings: Sequence[Setting], left: int
     ) -> tuple[list[PeerEntry], tuple[Absent, ...]]:
-        """The settings of one peer that ran, and what did not."""
+        """The settings of one peer that ran, and what did not; ``left`` are those that time was too short for."""
         found: list[PeerEntry] = []
         absent: list[Absent] = []
         warned: list[str] = []
-        for start in range(0, len(settings), TOGETHER):
-            group = settings[start : start + TOGETHER]
-            untried = [setting for setting in group if _key(name, setting) not in self.log]
-            if untried and self.is_over():
-                reason = f"time was up with {len(settings) - start} of {len(settings)} settings untried"
-                absent.append(Absent(family=name, setting="", cause="not reached", reason=reason))
-                break
-            self._try(name, peer, untried)
-            for setting in group:
-                record: Any = self.log.get(_key(name, setting))
-                if record is None:  # given up: its neighbours failed alike
-                    continue
-                look = Look(**record["look"])
-                warned += record["warned"]
-                if look.error:
-                    absent.append(Absent(family=name, setting=setting.words, cause="failed", reason=look.error))
-                else:
-                    numbers = {"speedup": record["speedup"], "score": record["score"]}
-                    found.append(PeerEntry(family=name, setting=setting, look=look, **numbers))
+        for setting in settings:
+            record: Any = self.log.get(_key(name, setting))
+            if record is None:  # time was up, or its neighbours failed alike
+                continue
+            look = Look(**record["look"])
+            warned += record["warned"]
+            if look.error:
+                absent.append(Absent(family=name, setting=setting.words, cause="failed", reason=look.error))
+            else:
+                numbers = {"speedup": record["speedup"], "score": record["score"]}
+                found.append(PeerEntry(family=name, setting=setting, look=look, **numbers))
         # Compiling changes how, not what, is computed.
         idle = () if peer.is_kept else no_effect(name, found, warned)
-        return found, (*together(absent, found), *idle)
+        untried = f"time was up with {left} of {len(settings)} settings untried"
+        short = (Absent(family=name, setting="", cause="not reached", reason=untried),) if left else ()
+        return found, (*together(absent, found), *short, *idle)
 
-    def _try(self, name: str, peer: Peer, settings: Sequence[Setting]) -> None:
-        """Runs the settings and puts what they did into the log."""
+    def _try(self, name: str, peer: Peer, settings: Sequence[Setting], before: Sequence[str]) -> None:
+        """Runs the settings and puts what they did into the log; ``before`` says what earlier ones failed with."""
         runners: dict[str, tuple[Setting, Contender]] = {}
         looks: dict[str, tuple[Look, list[str]]] = {}
         for setting in settings:
-            errors = [look.error for look, _ in looks.values()]
+            errors = [*before, *(look.error for look, _ in looks.values())]
             if len(errors) >= GIVE_UP and errors[0] and len(set(errors)) == 1:
                 break
             runner = contender(name, peer, setting, self.host)

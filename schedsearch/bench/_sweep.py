@@ -142,10 +142,18 @@ def in_turns(entries: Sequence[Entry]) -> list[Entry]:
     ranked = []
     for place, members in enumerate(families.values()):
         members.sort(key=lambda entry: entry.speedup)
-        bits = len(members).bit_length()
-        order = sorted(range(len(members)), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
-        ranked += [(turn, place, members[i]) for turn, i in enumerate(order)]
+        ranked += [(turn, place, members[i]) for turn, i in enumerate(far_first(len(members)))]
     return [entry for _, _, entry in sorted(ranked, key=lambda each: each[:2])]
+
+
+def far_first(n: int) -> list[int]:
+    """The numbers below ``n``: first some that lie far apart, then those between them.
+
+    >>> far_first(6)
+    [0, 4, 2, 1, 5, 3]
+    """
+    bits = n.bit_length()
+    return sorted(range(n), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
 
 
 def never() -> bool:
