@@ -61,9 +61,9 @@ readme-figures: ## search flux-mini at 4x, draw the README's pictures and rewrit
 	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/full $(PROMPTS)
 	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/4x $(PROMPTS) \
 		--schedule runs/flux-mini-4x/flux-mini-4x.json
-	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/steps $(PROMPTS) --steps 5
+	$(BIN)/schedsearch generate --model flux-mini --out runs/pictures/steps $(PROMPTS) --steps 6
 	$(BIN)/python -m schedsearch_reports.figures runs/flux-mini-4x --out docs/images --readme README.md --metrics docs/metrics.md \
-		--pictures "full=runs/pictures/full" "4x=runs/pictures/4x" "5 steps=runs/pictures/steps"
+		--pictures "full=runs/pictures/full" "4x=runs/pictures/4x" "6 steps=runs/pictures/steps"
 
 report-sample: ## make the committed sample report again after a change of the page; RUN=folder takes its data from a run
 	$(BIN)/python -m schedsearch_reports.sample reports/sample/report.html $(if $(RUN),--run $(RUN))
