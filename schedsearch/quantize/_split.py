@@ -61,7 +61,7 @@ def split_fake(
     """Returns ``x`` as the format holds it with scales of their own for its segments; arguments as `segment_scale`.
 
     >>> x = torch.tensor([[100.0, -127.0, 0.5, 1.27]])
-    >>> split_fake(x, "int8", columns=(2, 2)).tolist()[0][:2]
+    >>> split_fake(x, "int8", columns=(2, 2))[0, :2].tolist()
     [100.0, -127.0]
     """
     return fake(x, fmt, scale=segment_scale(x, fmt, columns=columns, rows=rows, scales=scales))

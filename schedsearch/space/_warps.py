@@ -66,8 +66,8 @@ def warp(
 
     >>> warp("uniform", 4, first=1.0, last=0.0)
     (1.0, 0.75, 0.5, 0.25, 0.0)
-    >>> [round(level, 3) for level in warp("shift", 4, first=1.0, last=0.0, shift=3.0)]
-    [1.0, 0.9, 0.75, 0.5, 0.0]
+    >>> tuple(round(level, 3) for level in warp("shift", 4, first=1.0, last=0.0, shift=3.0))
+    (1.0, 0.9, 0.75, 0.5, 0.0)
 
     Args:
         name: a key of `WARPS`.
