@@ -47,11 +47,8 @@ calls are near the full run anyway."""
 AROUND = (-0.01, 0.0, 0.01, 0.02, MARGIN, 0.06, 0.12)
 """Head starts over the budget whose best is measured on held-out prompts: predictions miss by as much."""
 
-BACKED = 4.0
-"""Rungs of the ladder from here on, where measuring costs little, have a second finalist in case the first misses."""
-
 BACKUP = 0.12
-"""Its head start over the rung."""
+"""Head start over a rung of the ladder of a second finalist for it: on another day the first may miss it by a hair."""
 
 HELD_OUT_SEED = 1_000_003
 """Seed of the held-out noise; no search uses it."""
@@ -59,14 +56,12 @@ HELD_OUT_SEED = 1_000_003
 
 def finalists(bench: Bench, frontier: Frontier) -> list[Evaluation]:
     """Returns the schedules worth measuring, slowest first: the best around the budget, and the best of every rung of
-    the ladder with the margin that a prediction needs, of fast rungs with a greater one as well; in each quality that
-    is searched for.
+    the ladder with the margin that a prediction needs, and with a greater one; in each quality that is searched for.
     """
     cost = bench.reference_point[0]
     bounds = [
         *(bench.ahead(margin) for margin in AROUND),
-        *(rung * (1.0 + MARGIN) for rung in LADDER),
-        *(rung * (1.0 + BACKUP) for rung in LADDER if rung >= BACKED),
+        *(rung * (1.0 + margin) for rung in LADDER for margin in (MARGIN, BACKUP)),
     ]
     qualities = [objective.name for objective in frontier.objectives if objective.name != bench.cost_name]
     best = [frontier.best_within(bench.cost_name, cost / bound, best=name) for bound in bounds for name in qualities]

@@ -56,9 +56,9 @@ def test_rungs_keep_their_margin_and_the_fastest_is_always_there(schedule):
     assert speedups(found) == [2.05, 2.07, 3.2, 20.0]  # 2.05 for the rung at 1.5, and too little ahead for the one at 2
 
 
-def test_a_fast_rung_has_a_second_one_in_case_the_first_misses(schedule):
-    found = finalists(bench("2x"), front(schedule, 3.1, 3.4, 6.2, 6.6, 6.75, 8.3, 9.5, 20.0))
-    assert speedups(found) == [3.1, 6.2, 6.75, 8.3, 9.5, 20.0]  # 3.4 and 6.6 are nobody's best
+def test_a_rung_has_a_second_one_in_case_the_first_misses(schedule):
+    found = finalists(bench("2x"), front(schedule, 3.1, 3.3, 3.4, 6.2, 6.6, 6.75, 8.3, 9.5, 20.0))
+    assert speedups(found) == [3.1, 3.4, 6.2, 6.75, 8.3, 9.5, 20.0]  # 3.3 and 6.6 are nobody's best
 
 
 def test_nothing_cheaper_than_the_plain_run_is_nothing_to_measure(schedule):
