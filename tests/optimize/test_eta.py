@@ -15,6 +15,9 @@ from schedsearch.optimize._forecast import Forecast
 
 RECORDED = Path(__file__).parent / "recorded-run.json"
 
+RECORDED_SEARCH = Path(__file__).parent / "recorded-search.json"
+"""Seconds at which the measurements of an earlier search ended, on a machine that kept its speed."""
+
 
 class Clock:
     """A clock that stands until it is told to go."""
@@ -157,11 +160,11 @@ def told_at(recorded, n):
     return told.finals(plans, recorded["fewer_steps"])
 
 
-def test_the_end_of_a_recorded_search_is_told_within_a_factor_of_two(recorded):
-    moments = [record[0] for record in recorded["records"]]
+def test_the_end_of_a_recorded_search_is_told_within_a_factor_of_two():
+    moments = json.loads(RECORDED_SEARCH.read_text("utf-8"))["moments"]
     durations = [now - before for before, now in pairwise(moments)]
     assert len(durations) == 399
-    assert off(replayed(durations, moments=2)) < 2.0
+    assert off(replayed(durations, moments=2)) < 1.5
 
 
 def test_the_stages_after_a_recorded_search_are_forecast_within_a_factor_of_two(recorded):
