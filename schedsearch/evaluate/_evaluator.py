@@ -216,14 +216,14 @@ class PipelineEvaluator:
             rolled = self._runner.roll(schedule, n)
         return with_solver_table(schedule, rolled.scalars)
 
-    def polish(self, schedule: Schedule, n_prompts: int, *, rounds: int = 2) -> Schedule:
+    def polish(self, schedule: Schedule, n_prompts: int, *, rounds: int = 2, levels: bool = False) -> Schedule:
         """Return ``schedule`` with the scalars of all its ``table`` steps fitted together to the final latents, on the
         first ``n_prompts`` prompts, on all of them if there are fewer, in so many rounds at most; see `_polish.py`.
         `spent` says what it took. Raises what `fit` raises.
         """
         n = self._prompts(n_prompts)
         with self._counting():
-            return polished(self._runner, schedule, n, rounds=rounds)
+            return polished(self._runner, schedule, n, rounds=rounds, levels=levels)
 
     @property
     def spent(self) -> int:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from math import isfinite
 from typing import Any
 
-from schedsearch.errors import EvaluationError, NotReachedError
+from schedsearch.errors import NotReachedError
 from schedsearch.evaluate import (
     REFINEMENT,
     HeldOutRow,
@@ -21,28 +22,18 @@ from schedsearch.evaluate import (
     evaluate_held_out,
     find_metrics,
     metrics_at_hand,
-    polishing_calls,
 )
 from schedsearch.optimize._bench import LADDER, MARGIN, Bench, book, denoiser_budgets
+from schedsearch.optimize._fitting import FIT, fitted, fitting_evals
 from schedsearch.optimize._forecast import Forecast
 from schedsearch.optimize._numbers import score, set_score, timings
 from schedsearch.optimize._pictures import KeptPictures
 from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
-from schedsearch.schedule import Measurement, Provenance, Schedule, solver_table, with_solver_table
+from schedsearch.schedule import Measurement, Provenance, Schedule, dumps, loads, solver_table, with_solver_table
 from schedsearch.study import Candidate, Evaluation, Frontier, Study, speed_labels
 
 FRESH = 24
 """Further calibration prompts the finalists are scored on again, with another seed."""
-
-FIT = 32
-"""Calibration prompts, other than those, on which the fitted steps of the finalists get their scalars."""
-
-POLISH = 8
-"""Of these, prompts on which the scalars of all steps are then fitted together; on flux-mini 16 are no better."""
-
-POLISH_CALLS = 75
-"""Denoiser calls per prompt that this may take: one round at seven calls of third order, two at five. Schedules of more
-calls are near the full run anyway."""
 
 AROUND = (-0.01, 0.0, 0.01, 0.02, MARGIN, 0.06, 0.12)
 """Head starts over the budget whose best is measured on held-out prompts: predictions miss by as much."""
@@ -80,17 +71,19 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tu
         )
     plans = {f"schedule {i}": _signed(bench, e) for i, e in enumerate(found)}
     key = f"finals {len(study)}"
-    if key not in study.notes:
+    known: Any = study.notes.get(key, {})
+    if "schedules" not in known:  # nor are they in what an earlier release kept
         started = time.monotonic()
         told = forecast(bench, study)
-        tables, spent_fitting = _tables(bench, plans, told)
-        schedules = _with_tables(plans, tables)
+        later = told.after_fitting(list(plans.values()), plain_steps(bench))
+        schedules, spent_fitting = fitted(bench, _known(bench), plans, told, later=later)
         scores, spent_scoring = _fresh_scores(bench, schedules, told)
         kept, spent_measuring = _held_out(bench, {name: schedules[name] for name in scores}, told)
-        study.notes.set(key, {"tables": tables, "scores": scores, "rows": kept})
+        finished = {name: _kept(schedule) for name, schedule in schedules.items()}
+        study.notes.set(key, {"schedules": finished, "scores": scores, "rows": kept})
         book(study, key, started, spent_fitting + spent_scoring + spent_measuring)
     note: Any = study.notes[key]
-    schedules = _with_tables(plans, note["tables"])
+    schedules = {name: _restored(*kept) for name, kept in note["schedules"].items()}
     results = _results(note["rows"], schedules)
     labels = _labels([r for r in results if r.schedule is not None])
     fresh = {labels[name]: tuple(numbers) for name, numbers in note["scores"].items() if name in labels}
@@ -100,7 +93,7 @@ def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tu
 def forecast(bench: Bench, study: Study) -> Forecast:
     """Returns what can be said about the time that `finals` will take."""
     prompts = (len(_known(bench)), len(_fresh(bench)) or 1, len(bench.held_out.prompts))
-    return Forecast(bench, study, prompts, polishing=polishing_evals)
+    return Forecast(bench, study, prompts, fitting_evals=partial(fitting_evals, bench.space))
 
 
 def seconds_left(bench: Bench, study: Study) -> float:
@@ -120,6 +113,16 @@ def _known(bench: Bench) -> tuple[str, ...]:
     """Calibration prompts to fit on: none of those that score."""
     prompts = bench.prompts.prompts
     return (*prompts[: bench.fidelity], *prompts[bench.fidelity + max(FRESH, bench.fewest) :])[:FIT]
+
+
+def _kept(schedule: Schedule) -> tuple[str, Sequence[Sequence[float]]]:
+    """A finished schedule as the study keeps it: the file without its side file, and the scalars that are in that."""
+    return dumps(replace(schedule, tables=None)), solver_table(schedule) or ()
+
+
+def _restored(text: str, scalars: Sequence[Sequence[float]]) -> Schedule:
+    """The inverse of `_kept`."""
+    return with_solver_table(loads(text), scalars) if scalars else loads(text)
 
 
 def _labels(results: Sequence[Result]) -> dict[str, str]:
@@ -144,54 +147,6 @@ def provenance_of(bench: Bench, candidate: Candidate, *, note: str = "") -> Prov
 def _signed(bench: Bench, evaluation: Evaluation) -> Schedule:
     candidate = evaluation.candidate
     return replace(candidate.schedule, provenance=provenance_of(bench, candidate))
-
-
-def _tables(bench: Bench, plans: Mapping[str, Schedule], told: Forecast) -> tuple[dict[str, list[list[float]]], int]:
-    """Fits the finalists that have fitted steps: step by step, and those of few calls then as a whole.
-
-    Returns their scalars by name, rows as in the side file, and the denoiser evaluations spent. What cannot be fitted
-    is left out.
-    """
-    open_ones = {name: plan for name, plan in plans.items() if plan.unfitted}
-    known = _known(bench)
-    tables: dict[str, list[list[float]]] = {}
-    if not open_ones:
-        return tables, 0
-    units = told.fitting(open_ones.values())
-    later = told.finals(list(plans.values()), plain_steps(bench)) - sum(unit.seconds for unit in units)
-    with bench.display.stage("fitting the best", len(units), plan=units) as advance:
-        evaluator = bench.evaluator(known, bench.settings.seed, both=False)
-        evals = evaluator.prepare(len(known))
-        advance(1, later=later)
-        for i, (name, plan) in enumerate(open_ones.items(), start=1):
-            try:
-                fitted = evaluator.fit(plan, len(known))
-                evals += evaluator.spent
-                if rounds := polishing_rounds(plan):
-                    fitted = evaluator.polish(fitted, POLISH, rounds=rounds)
-                    evals += evaluator.spent
-                tables[name] = [list(row) for row in solver_table(fitted) or ()]
-            except (EvaluationError, FloatingPointError) as error:
-                evals += evaluator.spent
-                bench.display.line(f"Left out {name}: {error}")
-            advance(i + 1, later=later)
-    return tables, evals
-
-
-def polishing_rounds(plan: Schedule) -> int:
-    """Returns how often the scalars of all steps are fitted together: the first round brings most."""
-    return min(2, POLISH_CALLS // polishing_calls(plan))
-
-
-def polishing_evals(plan: Schedule) -> int:
-    """Returns the denoiser evaluations that this takes at most."""
-    return POLISH * polishing_rounds(plan) * polishing_calls(plan)
-
-
-def _with_tables(plans: Mapping[str, Schedule], tables: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Schedule]:
-    """Returns the finished schedules: those that need no scalars, and those that got them."""
-    finished = {name: with_solver_table(plan, tables[name]) for name, plan in plans.items() if name in tables}
-    return {name: finished.get(name, plan) for name, plan in plans.items() if name in finished or not plan.unfitted}
 
 
 def _fresh_scores(

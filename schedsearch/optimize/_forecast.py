@@ -21,7 +21,7 @@ class Forecast:
         bench: the model and its cost model.
         study: what was measured so far.
         prompts: how many the finalists are fitted on, scored on, and measured on.
-        polishing: denoiser evaluations of fitting all steps of a finalist together.
+        fitting_evals: denoiser evaluations of fitting the steps of a finalist; 0 if there is nothing to fit.
     """
 
     def __init__(
@@ -30,16 +30,17 @@ class Forecast:
         study: Study,
         prompts: tuple[int, int, int],
         *,
-        polishing: Callable[[Schedule], int] = lambda _: 0,
+        fitting_evals: Callable[[Schedule], int],
     ) -> None:
         self._bench = bench
         self._fit, self._fresh, self._held_out = prompts
-        self._polishing = polishing
+        self._fitting_evals = fitting_evals
         self.rate = rate_of(bench, study)
 
     def fitting(self, plans: Iterable[Schedule]) -> list[Unit]:
-        """The reference runs, then one unit per schedule; nothing if there is none."""
-        units = [Unit("fit", self._images(self._fit, self._calls(plan)) + self._polish(plan)) for plan in plans]
+        """The reference runs, then one unit per schedule that is to be fitted; nothing if there is none."""
+        evals = [n for n in map(self._fitting_evals, plans) if n]
+        units = [Unit("fit", self.rate.seconds(evals=n, images=0)) for n in evals]
         return [self._reference("fit", self._fit, 1), *units] if units else []
 
     def scoring(self, plans: Iterable[Schedule]) -> list[Unit]:
@@ -58,12 +59,11 @@ class Forecast:
 
     def finals(self, plans: Sequence[Schedule], fewer_steps: Iterable[int]) -> float:
         """Seconds of all last stages for these finalists."""
-        open_ones = [plan for plan in plans if plan.unfitted]
-        units = [*self.fitting(open_ones), *self.scoring(plans), *self.measuring(plans, fewer_steps)]
-        return sum(unit.seconds for unit in units)
+        return sum(unit.seconds for unit in self.fitting(plans)) + self.after_fitting(plans, fewer_steps)
 
-    def _polish(self, plan: Schedule) -> float:
-        return self.rate.seconds(evals=self._polishing(plan), images=0)
+    def after_fitting(self, plans: Sequence[Schedule], fewer_steps: Iterable[int]) -> float:
+        """Seconds of those behind the first."""
+        return sum(unit.seconds for unit in (*self.scoring(plans), *self.measuring(plans, fewer_steps)))
 
     def _reference(self, kind: str, images: int, runs: int) -> Unit:
         return Unit(kind, self._images(images, float(runs * self._bench.card.steps)))

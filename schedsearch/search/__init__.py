@@ -17,6 +17,7 @@ from schedsearch.search._bayes import Bayes, BayesConfig
 from schedsearch.search._cachequant import CacheQuant, CacheQuantConfig
 from schedsearch.search._ecad import Ecad, EcadConfig
 from schedsearch.search._random import RandomConfig, RandomSearch
+from schedsearch.search._rule_seeds import solver_like, spaced_levels
 from schedsearch.search._s3 import S3
 from schedsearch.search._s3_genes import S3Config
 from schedsearch.search._seeds import seeds
@@ -123,4 +124,6 @@ __all__ = [
     "make_searcher",
     "run",
     "seeds",
+    "solver_like",
+    "spaced_levels",
 ]

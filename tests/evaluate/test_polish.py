@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from schedsearch.evaluate import polishing_calls
+from schedsearch.evaluate import _polish, polishing_calls
 from schedsearch.evaluate._polish import polished
 from schedsearch.evaluate._reference import Reference
 from schedsearch.evaluate._rollout import Runner
@@ -93,21 +93,58 @@ def test_what_has_no_scalars_comes_back(job, plan):
     assert polished(job.runner, plain, job.n) is plain
 
 
-def test_a_round_takes_the_calls_it_says(tiny_runs, plan):
+@pytest.mark.parametrize(("levels", "derivatives"), [(False, 2 * 2 + 3 * 1), (True, 2 * 2 + 3 * 1 + 2 + 1)])
+def test_a_round_takes_the_calls_it_says(tiny_runs, plan, monkeypatch, levels, derivatives):
+    monkeypatch.setattr(_polish, "STEPS", 1)
     job = Job(tiny_runs(n=2, batch=2))
     before = job.fitted(plan)
     made = []
     denoiser = job.runner.runs.pipe.transformer
     hook = denoiser.register_forward_pre_hook(lambda *_: made.append(1))
     try:
-        polished(job.runner, before, job.n, rounds=1)
+        polished(job.runner, before, job.n, rounds=1, levels=levels)
     finally:
         hook.remove()
 
-    # Two scalars with two calls behind them, three with one, four with none; then the whole run with the new ones, and
-    # again for every damping that did not help.
-    assert polishing_calls(plan) == 2 * 2 + 3 * 1 + 3
-    assert 2 * 2 + 3 * 1 + 3 <= len(made) <= 2 * 2 + 3 * 1 + 3 * 3
+    # Two scalars with two calls behind them, three with one, four with none, and a level with two, another with one;
+    # then the whole run with the new ones, and again for every damping that did not help.
+    assert polishing_calls(plan, levels=levels) == derivatives + 3
+    assert derivatives + 3 <= len(made) <= derivatives + 3 * 3
+
+
+def test_further_steps_of_a_round_need_no_derivatives(tiny_runs, plan, monkeypatch):
+    job = Job(tiny_runs(n=2, batch=2))
+    before = job.fitted(plan)
+    made, errors = [], []
+    real = _polish._JointFit._derivatives
+    monkeypatch.setattr(_polish._JointFit, "_derivatives", lambda *of: made.append(1) or real(*of))
+    for steps in (1, 4):
+        monkeypatch.setattr(_polish, "STEPS", steps)
+        errors.append(job.error(polished(job.runner, before, job.n, rounds=1, levels=True)))
+
+    assert len(made) == 2
+    assert errors[1] < errors[0]
+
+
+def test_levels_lower_what_scalars_alone_cannot(job, plan):
+    before = polished(job.runner, job.fitted(plan), job.n, rounds=12)
+
+    both = polished(job.runner, before, job.n, rounds=12, levels=True)
+
+    assert job.error(both) < job.error(before) - 0.01
+    assert both.solver == before.solver
+    assert (both.sigma[0], both.sigma[-1]) == (before.sigma[0], before.sigma[-1])
+    assert all(now != then for now, then in zip(both.sigma[1:-1], before.sigma[1:-1], strict=True))
+
+
+def test_a_level_stays_where_no_scalars_take_its_place(job, plan):
+    mixed = dataclasses.replace(plan, solver=(plan.solver[0], plan.solver[1], Solver()))
+    found = polished(job.runner, job.fitted(mixed), job.n, levels=True)
+    assert found.sigma[1] != mixed.sigma[1]  # between two fitted steps
+    assert found.sigma[2] == mixed.sigma[2]  # Euler's step reads it
+
+    reused = dataclasses.replace(plan, ops=(("model", "CRC"),))
+    assert polishing_calls(reused, levels=True) - polishing_calls(reused) == 1  # the one at which nothing is asked
 
 
 def test_steps_without_a_call_cost_nothing(plan):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import optuna
 
 from schedsearch.evaluate import CostModel
-from schedsearch.optimize._bench import Bench, booked
-from schedsearch.optimize._finals import finalists, polishing_evals
-from schedsearch.schedule import parse_budget
+from schedsearch.optimize import Display, OptimizeSettings, load_bench
+from schedsearch.optimize._bench import booked
+from schedsearch.optimize._finals import finalists
+from schedsearch.optimize._fitting import fitting_evals
 from schedsearch.study import Frontier, Study
 
 EVERY = 20
@@ -31,18 +31,13 @@ def recorded(folder: Path) -> dict[str, object]:
     stored = optuna.load_study(study_name=study.name, storage=f"sqlite:///{folder / 'study.db'}")
     moments = [trial.datetime_complete for trial in stored.trials]
     cost = CostModel.from_json(str(study.notes["cost"]))
-    bench = SimpleNamespace(
-        budget=parse_budget("4x"),
-        cost=cost,
-        cost_name="latency_ms",
-        reference_point=tuple(study.notes["reference point"]),
-    )
-    bench.ahead = lambda margin: Bench.ahead(bench, margin)
+    bench = load_bench(OptimizeSettings(model="flux-mini", budget="4x"), Display())
+    bench.cost = cost
     at = []
     for n in range(2 * EVERY, len(evaluations) + 1, EVERY):
         whole = [e for e in evaluations[:n] if e.status == "ok" and e.candidate.share == 1.0]
         plans = [e.candidate.schedule for e in finalists(bench, Frontier.of(study.objectives, whole))]
-        at.append([n, [[round(cost.predict_ms(p), 2), int(bool(p.unfitted)), polishing_evals(p)] for p in plans]])
+        at.append([n, [[round(cost.predict_ms(p), 2), fitting_evals(bench.space, p)] for p in plans]])
     kept = study.notes[f"finals {len(evaluations)}"]["rows"]
     return {
         "command": "schedsearch optimize --model flux-mini --budget 4x",

@@ -148,7 +148,7 @@ def recorded():
 def told_at(recorded, n):
     """The forecast of the last stages after ``n`` records, and what it takes for one to be made."""
     finalists = next(finalists for at, finalists in reversed(recorded["finalists"]) if at <= n)
-    plans = [SimpleNamespace(ms=ms, unfitted=bool(is_open), polish=polish) for ms, is_open, polish in finalists]
+    plans = [SimpleNamespace(ms=ms, fitting=evals) for ms, evals in finalists]
     cost = SimpleNamespace(full_ms=recorded["full_ms"], predict_ms=lambda plan: plan.ms)
     bench = SimpleNamespace(cost=cost, card=SimpleNamespace(steps=recorded["steps"]))
     evaluations = [
@@ -156,7 +156,7 @@ def told_at(recorded, n):
         for _, seconds, evals, images, is_ok in recorded["records"][:n]
     ]
     study = SimpleNamespace(evaluations=lambda: evaluations)
-    told = Forecast(bench, study, tuple(recorded["prompts"]), polishing=lambda plan: plan.polish)
+    told = Forecast(bench, study, tuple(recorded["prompts"]), fitting_evals=lambda plan: plan.fitting)
     return told.finals(plans, recorded["fewer_steps"])
 
 
