@@ -3,7 +3,7 @@
 A schedule of many calls is fitted step by step, as it was in the search, on more prompts, and then as a whole. With a
 handful of calls only the final latents count, noise levels and scalars act on them together, and which optimum is
 reached depends on where one begins. So there all steps become fitted ones, and the schedule is polished from its own
-levels and from spaced ones: all starts on a few prompts, the most promising on more. S4S-Alt (Frankel 2025, arXiv
+levels and from spaced ones: all starts on a few prompts, the most promising one on more. S4S-Alt (Frankel 2025, arXiv
 2502.17423) alternates between both kinds of numbers; here they move together.
 
 What the space does not open stays as it is. Knows nothing of how the schedules were found or are measured.
@@ -34,8 +34,8 @@ POLISH_CALLS = 75
 """Denoiser calls per prompt that a round of this may take: seven calls have so many numbers that these prompts do not
 decide them (on flux-mini the error falls on them and rises on others)."""
 
-FEW = 5
-"""Most denoiser calls of a schedule that is polished from several starts; with more, the search's own is the best."""
+FEW = 6
+"""Most denoiser calls of a schedule that is polished from several starts."""
 
 SPACINGS = ("shift1.5", "shift2")
 """Starts beside a schedule's own levels."""
@@ -44,10 +44,7 @@ ORDER = 3
 """Order of their steps, as far as their history reaches."""
 
 SKETCH = 2
-"""Prompts on which every start is polished first."""
-
-PROMISING = 2
-"""Starts that are polished on more."""
+"""Prompts on which every start is polished first; the best one on the others is polished on all of them."""
 
 
 def fitted(
@@ -79,7 +76,7 @@ def fitted(
             except (EvaluationError, FloatingPointError) as error:
                 bench.display.line(f"Left out {name}: {error}")
             advance(i, later=later)
-    different = {finished[name].id: name for name in reversed(plans) if name in finished}
+    different = {finished[name].id: name for name in reversed([*plans]) if name in finished}
     return {name: finished[name] for name in plans if name in different.values()}, fitting.evals
 
 
@@ -97,7 +94,7 @@ def fitting_evals(space: SearchSpace, plan: Schedule) -> int:
     calls = _called(plan)
     if len(known) == 1:
         return FIT * len(calls) + POLISH * (rounds[0] if rounds[0] <= POLISH_CALLS else 0)
-    return len(known) * POLISH * len(calls) + SKETCH * sum(rounds) + POLISH * sum(sorted(rounds)[-PROMISING:])
+    return len(known) * POLISH * len(calls) + SKETCH * sum(rounds) + POLISH * max(rounds)
 
 
 def starts(space: SearchSpace, plan: Schedule) -> tuple[Schedule, ...]:
@@ -150,9 +147,7 @@ class _Fitting:
             whole = self._fit(plan, FIT)
             calls = polishing_calls(whole, levels=self._space.free_sigma)
             return self._polish(whole, POLISH) if calls <= POLISH_CALLS else whole
-        sketches = self._sketches(known)
-        promising = sorted(sketches, key=self._score, reverse=True)[:PROMISING]
-        return max((self._polish(sketch, POLISH) for sketch in promising), key=self._score)
+        return self._polish(max(self._sketches(known), key=self._score), POLISH)
 
     def _sketches(self, known: Sequence[Schedule]) -> list[Schedule]:
         """All starts, polished on a few prompts, without those that cannot be; if none can, the last error goes on."""
