@@ -73,13 +73,13 @@ def _levels(schedule: Schedule) -> list[int]:
 
 
 def polished(runner: Runner, schedule: Schedule, n: int, *, rounds: int = 2, levels: bool = False) -> Schedule:
-    """Return ``schedule`` with scalars of ``table`` steps under which its final latents are nearer to the teacher's.
+    """Return ``schedule`` with other numbers in its ``table`` steps, and final latents nearer to the teacher's.
 
     Args:
         runner: runs schedules; its tree should have room for the calls of one.
         schedule: a fitted one, or one whose steps are fitted on the way.
         n: prompts.
-        rounds: Gauss-Newton steps at most.
+        rounds: how often derivatives are taken at most; each time a few steps are taken with them.
         levels: whether inner noise levels between ``table`` steps move as well.
 
     Raises:
@@ -149,11 +149,17 @@ class _JointFit:
     def _derivatives(self, schedule: Schedule, values: Vector, now: Values) -> Derivatives:
         """`(values, prompts, latents)` how the residual changes with each value, by differences."""
         found = np.empty((len(values), *now.shape))
-        for k, value in enumerate(values):
-            by = DIFFERENCE * max(1.0, abs(value))
+        for k, by in enumerate(self._moves(schedule, values)):
             changed = values.copy()
             changed[k] += by
             found[k] = (self._residual(self._with(schedule, changed), len(values)) - now) / by
+        return found
+
+    def _moves(self, schedule: Schedule, values: Vector) -> Vector:
+        """How far each value is moved for its derivative; a level by half the way to the one before at most."""
+        found = DIFFERENCE * np.maximum(1.0, np.abs(values))
+        room = [(schedule.sigma[i - 1] - schedule.sigma[i]) / 2.0 for i in self._levels]
+        found[len(values) - len(room) :] = np.minimum(found[len(values) - len(room) :], room)
         return found
 
     def _step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -151,3 +152,13 @@ def test_steps_without_a_call_cost_nothing(plan):
     assert polishing_calls(dataclasses.replace(plan, ops=(("model", "CR1"),))) == 1
     assert polishing_calls(dataclasses.replace(plan, ops=(("model", "CRC"),))) == 2 + 3 + 2
     assert polishing_calls(dataclasses.replace(plan, solver=(Solver(),) * 3)) == 3
+
+
+def test_levels_that_nearly_touch_can_be_polished(job, plan):
+    near = dataclasses.replace(plan, sigma=(1.0, 0.5, 0.49995, 0.0))
+    before = job.fitted(near)
+
+    after = polished(job.runner, before, job.n, levels=True)
+
+    assert job.error(after) < job.error(before)
+    assert all(earlier > later for earlier, later in itertools.pairwise(after.sigma))
