@@ -41,6 +41,9 @@ AROUND = (-0.01, 0.0, 0.01, 0.02, MARGIN, 0.06, 0.12)
 BACKUP = 0.12
 """Head start over a rung of the ladder of a second finalist for it: on another day the first may miss it by a hair."""
 
+WORTH_MORE = 2.0
+"""Speed-up from which on a rung gets that, and a plain run to compare with: slower ones take longest and say least."""
+
 HELD_OUT_SEED = 1_000_003
 """Seed of the held-out noise; no search uses it."""
 
@@ -52,7 +55,8 @@ def finalists(bench: Bench, frontier: Frontier) -> list[Evaluation]:
     cost = bench.reference_point[0]
     bounds = [
         *(bench.ahead(margin) for margin in AROUND),
-        *(rung * (1.0 + margin) for rung in LADDER for margin in (MARGIN, BACKUP)),
+        *(rung * (1.0 + MARGIN) for rung in LADDER),
+        *(rung * (1.0 + BACKUP) for rung in LADDER if rung >= WORTH_MORE),
     ]
     qualities = [objective.name for objective in frontier.objectives if objective.name != bench.cost_name]
     best = [frontier.best_within(bench.cost_name, cost / bound, best=name) for bound in bounds for name in qualities]
@@ -178,13 +182,13 @@ def _fresh_scores(
 
 
 def plain_steps(bench: Bench) -> list[int]:
-    """Returns the step numbers of the plain runs to compare with: around the budget, and at the ladder's speed-ups from
-    2x on; slower ones would take longest and say least.
-    """
+    """Returns the step numbers of the plain runs to compare with: around the budget, and at the ladder's speed-ups."""
     total = bench.card.steps
     wanted = denoiser_budgets(bench)[0]
     near = [wanted - 1, wanted, wanted + 1]
-    return sorted({n for n in (*near, *(round(total / r) for r in LADDER if r >= 2.0)) if 1 <= n < total}, reverse=True)
+    return sorted(
+        {n for n in (*near, *(round(total / r) for r in LADDER if r >= WORTH_MORE)) if 1 <= n < total}, reverse=True
+    )
 
 
 def _held_out(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -> tuple[list[dict[str, Any]], int]:

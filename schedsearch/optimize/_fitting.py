@@ -24,8 +24,8 @@ from schedsearch.search import solver_like, spaced_levels
 from schedsearch.space import SearchSpace
 from schedsearch.study import Candidate
 
-FIT = 32
-"""Calibration prompts on which the scalars of many calls are fitted step by step."""
+FIT = 16
+"""Calibration prompts on which the scalars of many calls are fitted step by step; on flux-mini 32 are no better."""
 
 POLISH = 8
 """Of these, prompts on which all numbers are then fitted together; on flux-mini 16 are no better."""

@@ -16,8 +16,8 @@ import optuna
 from schedsearch.evaluate import CostModel
 from schedsearch.optimize import Display, OptimizeSettings, load_bench
 from schedsearch.optimize._bench import booked
-from schedsearch.optimize._finals import finalists
-from schedsearch.optimize._fitting import fitting_evals
+from schedsearch.optimize._finals import FRESH, finalists
+from schedsearch.optimize._fitting import FIT, fitting_evals
 from schedsearch.study import Frontier, Study
 
 EVERY = 20
@@ -43,7 +43,7 @@ def recorded(folder: Path) -> dict[str, object]:
         "command": "schedsearch optimize --model flux-mini --budget 4x",
         "full_ms": round(cost.full_ms, 2),
         "steps": kept[0]["steps"],
-        "prompts": [32, 24, 64],
+        "prompts": [FIT, FRESH, 64],
         "fewer_steps": [row["steps"] for row in kept if row["kind"] == "fewer steps"],
         "finals_seconds": round(booked(study, f"finals {len(evaluations)}").seconds, 1),
         "records": [
