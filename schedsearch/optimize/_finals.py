@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import cycle, islice
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from schedsearch.errors import NotReachedError
 from schedsearch.evaluate import (
@@ -32,6 +33,8 @@ from schedsearch.optimize._results import CREATED_BY, QUALITY, Result
 from schedsearch.schedule import Measurement, Provenance, Schedule, dumps, loads, solver_table, with_solver_table
 from schedsearch.study import Candidate, Evaluation, Frontier, Study, speed_labels
 
+T = TypeVar("T")
+
 FRESH = 24
 """Further calibration prompts the finalists are scored on again, with another seed."""
 
@@ -44,6 +47,9 @@ BACKUP = 0.12
 WORTH_MORE = 2.0
 """Speed-up from which on a rung gets that, and a plain run to compare with: slower ones take longest and say least."""
 
+OWN = 0.75
+"""Share of these head starts and rungs that end up with a schedule of their own; early in a search many share one."""
+
 HELD_OUT_SEED = 1_000_003
 """Seed of the held-out noise; no search uses it."""
 
@@ -53,16 +59,26 @@ def finalists(bench: Bench, frontier: Frontier) -> list[Evaluation]:
     the ladder with the margin that a prediction needs, and with a greater one; in each quality that is searched for.
     """
     cost = bench.reference_point[0]
-    bounds = [
-        *(bench.ahead(margin) for margin in AROUND),
-        *(rung * (1.0 + MARGIN) for rung in LADDER),
-        *(rung * (1.0 + BACKUP) for rung in LADDER if rung >= WORTH_MORE),
-    ]
+    bounds = [*(bench.ahead(margin) for margin in AROUND), *_rungs()]
     qualities = [objective.name for objective in frontier.objectives if objective.name != bench.cost_name]
     best = [frontier.best_within(bench.cost_name, cost / bound, best=name) for bound in bounds for name in qualities]
     fastest = min((e for e in frontier if e.values[0] < cost), key=lambda e: e.values[0], default=None)
     kept = {id(e): e for e in (*best, fastest) if e is not None}
     return sorted(kept.values(), key=lambda e: -e.values[0])
+
+
+def _rungs() -> list[float]:
+    """Predicted speed-ups at which a rung of the ladder takes its best, and its second."""
+    return [
+        *(rung * (1.0 + MARGIN) for rung in LADDER),
+        *(rung * (1.0 + BACKUP) for rung in LADDER if rung >= WORTH_MORE),
+    ]
+
+
+def awaited(found: Sequence[T]) -> list[T]:
+    """Returns these finalists of an unfinished search, and as many like them as are to be expected besides."""
+    wanted = round(OWN * (len(AROUND) + len(_rungs())))
+    return list(islice(cycle(found), max(len(found), wanted))) if found else []
 
 
 def finals(bench: Bench, study: Study) -> tuple[tuple[Result, ...], dict[str, tuple[float, ...]]]:
@@ -102,7 +118,7 @@ def forecast(bench: Bench, study: Study) -> Forecast:
 
 def seconds_left(bench: Bench, study: Study) -> float:
     """Returns the seconds that `finals` would take if the search ended now."""
-    plans = [e.candidate.schedule for e in finalists(bench, study.frontier())]
+    plans = awaited([e.candidate.schedule for e in finalists(bench, study.frontier())])
     return forecast(bench, study).finals(plans, plain_steps(bench))
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from schedsearch.optimize._eta import Pace, Unit, clock_text, fitted_rate
+from schedsearch.optimize._finals import awaited
 from schedsearch.optimize._forecast import Forecast
 
 RECORDED = Path(__file__).parent / "recorded-run.json"
@@ -148,7 +149,7 @@ def recorded():
 def told_at(recorded, n):
     """The forecast of the last stages after ``n`` records, and what it takes for one to be made."""
     finalists = next(finalists for at, finalists in reversed(recorded["finalists"]) if at <= n)
-    plans = [SimpleNamespace(ms=ms, fitting=evals) for ms, evals in finalists]
+    plans = awaited([SimpleNamespace(ms=ms, fitting=evals) for ms, evals in finalists])
     cost = SimpleNamespace(full_ms=recorded["full_ms"], predict_ms=lambda plan: plan.ms)
     bench = SimpleNamespace(cost=cost, card=SimpleNamespace(steps=recorded["steps"]))
     evaluations = [

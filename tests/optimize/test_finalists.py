@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from schedsearch.optimize._bench import Bench
-from schedsearch.optimize._finals import finalists
+from schedsearch.optimize._finals import awaited, finalists
 from schedsearch.schedule import parse_budget
 from schedsearch.study import Candidate, Evaluation, Frontier, Objective
 
@@ -63,3 +63,11 @@ def test_a_rung_has_a_second_one_in_case_the_first_misses(schedule):
 
 def test_nothing_cheaper_than_the_plain_run_is_nothing_to_measure(schedule):
     assert finalists(bench("4x"), front(schedule, 0.8, 1.0)) == []
+
+
+def test_early_in_a_search_more_finalists_are_expected_than_there_are():
+    assert awaited([]) == []
+    assert awaited(list("abc"))[:6] == list("abcabc")
+    assert len(awaited(list("abc"))) == len(awaited(list("abcdefg"))) > 7
+    everyone = [str(i) for i in range(40)]
+    assert awaited(everyone) == everyone
