@@ -217,9 +217,9 @@ class PipelineEvaluator:
         return with_solver_table(schedule, rolled.scalars)
 
     def polish(self, schedule: Schedule, n_prompts: int, *, rounds: int = 2, levels: bool = False) -> Schedule:
-        """Return ``schedule`` with the scalars of all its ``table`` steps fitted together to the final latents, on the
-        first ``n_prompts`` prompts, on all of them if there are fewer, in so many rounds at most; see `_polish.py`.
-        `spent` says what it took. Raises what `fit` raises.
+        """Return ``schedule`` with the scalars of all its ``table`` steps fitted together to the final latents, with
+        ``levels`` their noise levels too, on the first ``n_prompts`` prompts, on all of them if there are fewer, in so
+        many rounds at most; see `_polish.py`. `spent` says what it took. Raises what `fit` raises.
         """
         n = self._prompts(n_prompts)
         with self._counting():

@@ -30,7 +30,7 @@ from schedsearch.evaluate._rollout import HopelessError, Rolled, Runner
 from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule, solver_table, with_solver_table
 
 LEAST = 0.005
-"""Fall of the mean decimal logarithm of the squared error (0.05 dB) under which no further round pays."""
+"""Fall of the mean decimal logarithm of the squared error (0.05 dB) under which no further step or round pays."""
 
 DAMPINGS = (1e-4, 1e-2, 1.0)
 """Shares of the diagonal that are added to the normal equations, tried in turn until the error falls."""
@@ -56,7 +56,7 @@ def polishing_calls(schedule: Schedule, *, levels: bool = False) -> int:
     """Return the denoiser calls per prompt that one round takes: a run per scalar, from behind its step on, one per
     noise level that moves, from its step on, and one of the whole schedule; a step that calls twice counts once.
     """
-    row = dict(schedule.ops).get(MODEL_ROW, COMPUTE * schedule.n_steps)
+    row = schedule.row(MODEL_ROW)
     calls = [row[i:].count(COMPUTE) for i in range(schedule.n_steps + 1)]
     scalars = sum((1 + s.order) * calls[i + 1] for i, s in enumerate(schedule.solver) if s.family == TABLE)
     moved = sum(calls[i] for i in _levels(schedule)) if levels else 0
@@ -67,7 +67,7 @@ def _levels(schedule: Schedule) -> list[int]:
     """The steps whose noise level can move: the denoiser is asked at it, and a ``table`` step leads to it and another
     from it, whose scalars take its place in the update.
     """
-    row = dict(schedule.ops).get(MODEL_ROW, COMPUTE * schedule.n_steps)
+    row = schedule.row(MODEL_ROW)
     is_table = [solver.family == TABLE for solver in schedule.solver]
     return [i for i in range(1, schedule.n_steps) if row[i] == COMPUTE and is_table[i - 1] and is_table[i]]
 
@@ -91,7 +91,7 @@ def polished(runner: Runner, schedule: Schedule, n: int, *, rounds: int = 2, lev
     if not any(rolled.scalars):
         return schedule
     best = with_solver_table(schedule, rolled.scalars)
-    fit = _JointFit(runner, n, rolled, _levels(schedule) if levels else ())
+    fit = _JointFit(runner, best, n, rolled, _levels(schedule) if levels else ())
     error = fit.error(rolled)
     for _ in range(rounds):
         before = error
@@ -112,23 +112,25 @@ class _JointFit:
 
     Args:
         runner: runs it.
+        schedule: fitted.
         n: prompts.
         rolled: a run of it.
         levels: steps whose noise levels move.
     """
 
-    def __init__(self, runner: Runner, n: int, rolled: Rolled, levels: Sequence[int]) -> None:
+    def __init__(self, runner: Runner, schedule: Schedule, n: int, rolled: Rolled, levels: Sequence[int]) -> None:
         self._runner = runner
         self._n = n
         self._levels = tuple(levels)
         self._goals = [runner.teacher.trajectory(*batch).at(rolled.calls[-1].target) for batch in rolled.batches]
+        n_derivatives = len(self._values(schedule))
+        self._every = -(-n_derivatives * sum(latents.numel() for latents in rolled.latents) // MAX_VALUES)
 
     def improved(self, schedule: Schedule, error: float) -> tuple[Schedule, float]:
         """Return a better schedule and its error after one round: derivatives, and steps with them while they pay; the
         same where none is found.
         """
-        values = self._values(schedule)
-        now = self._residual(schedule, len(values))
+        values, now = self._values(schedule), self._residual(schedule)
         derivatives = self._derivatives(schedule, values, now)
         for _ in range(STEPS):
             found = self._step(schedule, values, now, derivatives, error)
@@ -138,7 +140,7 @@ class _JointFit:
             schedule, error = found
             if before - error < LEAST:
                 break
-            moved, reached = self._values(schedule), self._residual(schedule, len(values))
+            moved, reached = self._values(schedule), self._residual(schedule)
             # Broyden's rank-one update: the derivatives now account for what this step did.
             move = moved - values
             missed = reached - now - np.tensordot(move, derivatives, 1)
@@ -152,15 +154,14 @@ class _JointFit:
         for k, by in enumerate(self._moves(schedule, values)):
             changed = values.copy()
             changed[k] += by
-            found[k] = (self._residual(self._with(schedule, changed), len(values)) - now) / by
+            found[k] = (self._residual(self._with(schedule, changed)) - now) / by
         return found
 
     def _moves(self, schedule: Schedule, values: Vector) -> Vector:
         """How far each value is moved for its derivative; a level by half the way to the one before at most."""
-        found = DIFFERENCE * np.maximum(1.0, np.abs(values))
         room = [(schedule.sigma[i - 1] - schedule.sigma[i]) / 2.0 for i in self._levels]
-        found[len(values) - len(room) :] = np.minimum(found[len(values) - len(room) :], room)
-        return found
+        unbounded = [math.inf] * (len(values) - len(room))
+        return np.minimum(DIFFERENCE * np.maximum(1.0, np.abs(values)), [*unbounded, *room])
 
     def _step(
         self, schedule: Schedule, values: Vector, now: Values, derivatives: Derivatives, error: float
@@ -204,11 +205,10 @@ class _JointFit:
             sigma[i] = next(left)
         return with_solver_table(dataclasses.replace(schedule, sigma=tuple(sigma)), rows)
 
-    def _residual(self, schedule: Schedule, n_derivatives: int) -> Values:
-        """`(prompts, values)` latents minus the teacher's, thinned so that as many of them can be held at once."""
+    def _residual(self, schedule: Schedule) -> Values:
+        """`(prompts, values)` latents minus the teacher's, thinned so that all derivatives can be held at once."""
         differences = self._differences(self._runner.roll(schedule, self._n))
-        every = -(-n_derivatives * sum(d.numel() for d in differences) // MAX_VALUES)
-        found: Values = np.concatenate([d[:, ::every].double().cpu().numpy() for d in differences])
+        found: Values = np.concatenate([d[:, :: self._every].double().cpu().numpy() for d in differences])
         return found
 
     def _differences(self, rolled: Rolled) -> list[torch.Tensor]:

@@ -117,7 +117,7 @@ def forecast(bench: Bench, study: Study) -> Forecast:
 
 
 def seconds_left(bench: Bench, study: Study) -> float:
-    """Returns the seconds that `finals` would take if the search ended now."""
+    """Returns the seconds that `finals` will take, by the finalists there are and those that are to be expected."""
     plans = awaited([e.candidate.schedule for e in finalists(bench, study.frontier())])
     return forecast(bench, study).finals(plans, plain_steps(bench))
 
@@ -201,10 +201,8 @@ def plain_steps(bench: Bench) -> list[int]:
     """Returns the step numbers of the plain runs to compare with: around the budget, and at the ladder's speed-ups."""
     total = bench.card.steps
     wanted = denoiser_budgets(bench)[0]
-    near = [wanted - 1, wanted, wanted + 1]
-    return sorted(
-        {n for n in (*near, *(round(total / r) for r in LADDER if r >= WORTH_MORE)) if 1 <= n < total}, reverse=True
-    )
+    rungs = (round(total / rung) for rung in LADDER if rung >= WORTH_MORE)
+    return sorted({n for n in (wanted - 1, wanted, wanted + 1, *rungs) if 1 <= n < total}, reverse=True)
 
 
 def _held_out(bench: Bench, schedules: Mapping[str, Schedule], told: Forecast) -> tuple[list[dict[str, Any]], int]:

@@ -62,7 +62,7 @@ def fitted(
         told: what can be said about the time.
         later: seconds of the stages after this one.
     """
-    finished = {name: plan for name, plan in plans.items() if not is_open(bench.space, plan)}
+    finished = {name: plan for name, plan in plans.items() if not fitting_evals(bench.space, plan)}
     waiting = {name: plan for name, plan in plans.items() if name not in finished}
     if not waiting:
         return finished, 0
@@ -76,25 +76,27 @@ def fitted(
             except (EvaluationError, FloatingPointError) as error:
                 bench.display.line(f"Left out {name}: {error}")
             advance(i, later=later)
-    different = {finished[name].id: name for name in reversed([*plans]) if name in finished}
-    return {name: finished[name] for name in plans if name in different.values()}, fitting.evals
-
-
-def is_open(space: SearchSpace, plan: Schedule) -> bool:
-    """Whether a schedule has numbers to be found here."""
-    return plan.unfitted or len(starts(space, plan)) > 1
+    first: dict[str, str] = {}
+    for name in plans:
+        if name in finished:
+            first.setdefault(finished[name].id, name)
+    return {name: finished[name] for name in first.values()}, fitting.evals
 
 
 def fitting_evals(space: SearchSpace, plan: Schedule) -> int:
-    """Returns about how many denoiser evaluations it takes to find them; 0 if there are none."""
-    if not is_open(space, plan):
-        return 0
+    """Returns about how many denoiser evaluations it takes to find a schedule's numbers; 0 if it needs none."""
     known = starts(space, plan)
-    rounds = [polishing_calls(start, levels=space.free_sigma) for start in known]
-    calls = _called(plan)
-    if len(known) == 1:
-        return FIT * len(calls) + POLISH * (rounds[0] if rounds[0] <= POLISH_CALLS else 0)
-    return len(known) * POLISH * len(calls) + SKETCH * sum(rounds) + POLISH * max(rounds)
+    calls, rounds = len(_called(plan)), [_round_calls(space, start) for start in known]
+    if len(known) > 1:
+        return len(known) * POLISH * calls + SKETCH * sum(rounds) + POLISH * max(rounds)
+    if not plan.unfitted:
+        return 0
+    return FIT * calls + (POLISH * rounds[0] if rounds[0] <= POLISH_CALLS else 0)
+
+
+def _round_calls(space: SearchSpace, schedule: Schedule) -> int:
+    """Denoiser calls per prompt of polishing once."""
+    return polishing_calls(schedule, levels=space.free_sigma)
 
 
 def starts(space: SearchSpace, plan: Schedule) -> tuple[Schedule, ...]:
@@ -145,8 +147,7 @@ class _Fitting:
         known = starts(self._space, plan)
         if len(known) == 1:
             whole = self._fit(plan, FIT)
-            calls = polishing_calls(whole, levels=self._space.free_sigma)
-            return self._polish(whole, POLISH) if calls <= POLISH_CALLS else whole
+            return self._polish(whole, POLISH) if _round_calls(self._space, whole) <= POLISH_CALLS else whole
         return self._polish(max(self._sketches(known), key=self._score), POLISH)
 
     def _sketches(self, known: Sequence[Schedule]) -> list[Schedule]:
