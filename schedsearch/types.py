@@ -21,6 +21,10 @@ Status = Literal["ok", "failed", "pruned"]
 """How an evaluation ended."""
 
 
+Polish = Literal["", "scalars", "levels"]
+"""What of a schedule's fitted steps is fitted together: nothing, their scalars, or their noise levels as well."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSpec:
     """A schedulable block of a denoiser: its dotted name and the components that can be scheduled inside it.

@@ -45,6 +45,9 @@ Cost = Literal["latency_ms", "macs"]
 STRAY = 0.5
 """Relative latent error after a step above which a run ends."""
 
+POLISH = 2
+"""Prompts on which the numbers of a candidate that asks for it are fitted together; the most its look is worth."""
+
 CHEAP_METRICS = ("psnr", "latent_error")
 """Metrics that are always scored."""
 
@@ -175,7 +178,7 @@ class PipelineEvaluator:
             # Whatever a schedule breaks (shapes, memory, numbers) is a property of the schedule: a record, not a crash.
             try:
                 self._require_room(candidate.schedule)
-                tally = self._scored(self._runner.roll(candidate.schedule, n))
+                tally = self._scored(self._runner.roll(self._begun(candidate, n), n))
                 numbers = self._numbers(candidate.schedule, tally.means())
                 samples = tally.samples
             except (HopelessError, _TooLargeError) as error:
@@ -196,6 +199,13 @@ class PipelineEvaluator:
             seconds=time.perf_counter() - started,
             denoiser_evals=spent.evaluations,
         )
+
+    def _begun(self, candidate: Candidate, n: int) -> Schedule:
+        """The schedule that is measured: the candidate's, polished on a few of its prompts if it asks for that."""
+        if not candidate.polish:
+            return candidate.schedule
+        levels = candidate.polish == "levels"
+        return polished(self._runner, candidate.schedule, min(POLISH, n), rounds=1, levels=levels)
 
     def fit(self, schedule: Schedule, n_prompts: int) -> Schedule:
         """Return ``schedule`` with the scalars of its ``table`` steps, fitted on the first ``n_prompts`` prompts.

@@ -19,9 +19,9 @@ from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import polishing_calls
 from schedsearch.optimize._bench import Bench
 from schedsearch.optimize._forecast import Forecast
-from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule
-from schedsearch.search import solver_like, spaced_levels
-from schedsearch.space import SearchSpace
+from schedsearch.schedule import Schedule
+from schedsearch.search import FEW_ORDER, FEW_SPACINGS, spaced_levels
+from schedsearch.space import SearchSpace, calls_of, fused
 from schedsearch.study import Candidate
 
 FIT = 16
@@ -36,12 +36,6 @@ decide them (on flux-mini the error falls on them and rises on others)."""
 
 FEW = 6
 """Most denoiser calls of a schedule that is polished from several starts."""
-
-SPACINGS = ("shift1.5", "shift2")
-"""Starts beside a schedule's own levels."""
-
-ORDER = 3
-"""Order of their steps, as far as their history reaches."""
 
 SKETCH = 2
 """Prompts on which every start is polished first; the best one on the others is polished on all of them."""
@@ -86,7 +80,7 @@ def fitted(
 def fitting_evals(space: SearchSpace, plan: Schedule) -> int:
     """Returns about how many denoiser evaluations it takes to find a schedule's numbers; 0 if it needs none."""
     known = starts(space, plan)
-    calls, rounds = len(_called(plan)), [_round_calls(space, start) for start in known]
+    calls, rounds = len(calls_of(plan)), [_round_calls(space, start) for start in known]
     if len(known) > 1:
         return len(known) * POLISH * calls + SKETCH * sum(rounds) + POLISH * max(rounds)
     if not plan.unfitted:
@@ -103,23 +97,12 @@ def starts(space: SearchSpace, plan: Schedule) -> tuple[Schedule, ...]:
     """Returns what a schedule may be polished from: itself and, if it has few calls, these calls alone, as fitted
     steps, on its own levels and on spaced ones. None makes more calls or computes more in one.
     """
-    called = _called(plan)
-    table = solver_like(space, "table", ORDER)
-    if len(called) > FEW or len(called) not in space.counts or table is None:
+    own = fused(plan, space, order=FEW_ORDER)
+    if own is None or own.n_steps > FEW:
         return (plan,)
-    ops = [(name, "".join(row[i] for i in called)) for name, row in plan.ops if name != MODEL_ROW]
-    own = (*(plan.sigma[i] for i in called), plan.sigma[-1])
-    made = (
-        space.build(sigma=sigma, solver=(table,) * len(called), ops=ops, pruned=plan.pruned, precision=plan.precision)
-        for sigma in (own, *(spaced_levels(space, name, len(called)) for name in SPACINGS))
-        if sigma
-    )
-    return tuple(dict.fromkeys([plan, *(replace(one, provenance=plan.provenance) for one in made)]))
-
-
-def _called(plan: Schedule) -> list[int]:
-    """The steps at which the denoiser is called."""
-    return [i for i, op in enumerate(plan.row(MODEL_ROW)) if op == COMPUTE]
+    levels = (spaced_levels(space, name, own.n_steps) for name in FEW_SPACINGS)
+    spaced = (space.repair(replace(own, sigma=sigma)) for sigma in levels if sigma)
+    return tuple(dict.fromkeys([plan, own, *(replace(one, provenance=plan.provenance) for one in spaced)]))
 
 
 class _Fitting:

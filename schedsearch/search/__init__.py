@@ -16,8 +16,9 @@ from schedsearch.search._autodiffusion import AutoDiffusion, AutoDiffusionConfig
 from schedsearch.search._bayes import Bayes, BayesConfig
 from schedsearch.search._cachequant import CacheQuant, CacheQuantConfig
 from schedsearch.search._ecad import Ecad, EcadConfig
+from schedsearch.search._fitted_steps import FEW_ORDER, FEW_SPACINGS
 from schedsearch.search._random import RandomConfig, RandomSearch
-from schedsearch.search._rule_seeds import solver_like, spaced_levels
+from schedsearch.search._rule_seeds import spaced_levels
 from schedsearch.search._s3 import S3
 from schedsearch.search._s3_genes import S3Config
 from schedsearch.search._seeds import seeds
@@ -101,6 +102,8 @@ def _hint(found: str, known: Sequence[str] | dict[str, Any]) -> str:
 
 
 __all__ = [
+    "FEW_ORDER",
+    "FEW_SPACINGS",
     "S3",
     "SEARCHERS",
     "Anneal",
@@ -124,6 +127,5 @@ __all__ = [
     "make_searcher",
     "run",
     "seeds",
-    "solver_like",
     "spaced_levels",
 ]

@@ -42,7 +42,7 @@ FOCUS_WEIGHT = 0.3
 
 
 class Archive:
-    """All that was told; the fullest measurement of each schedule.
+    """All that was told; the fullest measurement of each schedule, and of each that was polished.
 
     Args:
         objectives: what losses are made of, in their order.
@@ -61,7 +61,7 @@ class Archive:
 
     def add(self, evaluation: Evaluation) -> None:
         """Take one evaluation in; of what failed or was stopped only the fact is remembered."""
-        key = evaluation.candidate.schedule.id
+        key = evaluation.candidate.key
         self._plain = self._plain or key
         self._known = None
         if evaluation.candidate.share == 1.0:
@@ -102,13 +102,19 @@ class Archive:
         scaled = self._scaled(losses)
         near = [
             (tuple(mine), s)
-            for s, mine in zip(schedules, scaled, strict=True)
-            if s.id not in self._full and mine[0] <= 1.0 + slack and not _dominated(mine - slack, scaled)
+            for key, s, mine in zip(self._found, schedules, scaled, strict=True)
+            if key not in self._full and mine[0] <= 1.0 + slack and not _dominated(mine - slack, scaled)
         ]
         return [s for _, s in sorted(near, key=lambda pair: (pair[0], pair[1].id))]
 
     def best(self, n: int) -> list[Schedule]:
         """Up to ``n`` schedules of the frontier where it matters, spread evenly over it, the cheapest first."""
+        ordered = self.front()
+        places = np.linspace(0, len(ordered) - 1, min(n, len(ordered))).round().astype(int)
+        return [ordered[place] for place in dict.fromkeys(places.tolist())]
+
+    def front(self) -> list[Schedule]:
+        """The schedules of the frontier where it matters, the cheapest first."""
         schedules, losses = self.known()
         if not schedules:
             return []
@@ -118,9 +124,7 @@ class Archive:
             for s, mine in zip(schedules, scaled, strict=True)
             if mine[0] <= 1.0 and not _dominated(mine, scaled)
         ]
-        ordered = [s for _, s in sorted(front, key=lambda pair: (pair[0], pair[1].id))]
-        places = np.linspace(0, len(ordered) - 1, min(n, len(ordered))).round().astype(int)
-        return [ordered[place] for place in dict.fromkeys(places.tolist())]
+        return [s for _, s in sorted(front, key=lambda pair: (pair[0], pair[1].id))]
 
     def parent(self, rng: np.random.Generator, *, focused: bool = False) -> Schedule | None:
         """One of the best schedules at a cost drawn at random, or at one of the wanted costs.
@@ -166,20 +170,22 @@ class Archive:
         pick = 0 if rng.random() < 0.5 else int(rng.integers(len(self._focus)))
         return self._scaled_cost(self._focus[pick])
 
-    def lessons(self) -> tuple[list[Schedule], Floats]:
-        """Schedules and scaled losses to learn from: how bad the bad ones are does not matter, and is cut off."""
+    def lessons(self) -> tuple[list[Schedule], Floats, Floats]:
+        """Schedules to learn from, their scaled losses, and their costs `(n,)`.
+
+        How bad the bad ones are does not matter, and is cut off. What was polished says nothing about schedules that
+        are not, and is left out.
+        """
         schedules, losses = self.known()
-        scaled = self._scaled(losses)
+        records = list(self._found.values())
+        kept = [i for i, record in enumerate(records) if not record.candidate.polish]
+        scaled = self._scaled(losses)[kept]
         scaled[:, 1:] = np.clip(scaled[:, 1:], -BEYOND, 1.0 + BEYOND)
-        return schedules, scaled
+        return [schedules[i] for i in kept], scaled, np.array([records[i].values[self._order[0]] for i in kept])
 
     def scaled_costs(self, costs: Floats) -> Floats:
         """Costs `(n,)` as scaled losses."""
         return np.array([self._scaled_cost(self._raw_loss(float(cost), self._order[0])) for cost in costs])
-
-    def costs(self) -> Floats:
-        """Costs `(n,)`, in the order of `known`."""
-        return np.array([record.values[self._order[0]] for record in self._found.values()])
 
     def gains(self, scaled: Floats) -> Floats:
         """What each predicted vector of ``scaled`` losses `(n, n_objectives)` would add.

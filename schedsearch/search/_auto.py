@@ -26,6 +26,7 @@ import numpy.typing as npt
 from schedsearch.errors import UsageError
 from schedsearch.schedule import Schedule
 from schedsearch.search._archive import Archive
+from schedsearch.search._fitted_steps import FittedPlan, FittedSteps
 from schedsearch.search._prices import Prices
 from schedsearch.search._rule_seeds import in_formats, in_turn, mixed, without
 from schedsearch.search._seeds import seeds
@@ -66,6 +67,8 @@ class AutoConfig:
         crossover: share of the children with two parents.
         trimmed: share of the children made of a schedule that is too costly by computing less of some steps.
         refined: share of the children that differ from their parent in noise levels and solvers only.
+        polished: most denoiser calls of a schedule on the frontier whose scalars and noise levels are fitted together,
+            once; 0 polishes none.
         opening: evaluations after the first population that go to trimmed children at the wanted costs.
         focus: costs at which the best is wanted, the most important first.
         focus_share: share of the children whose parents are taken near one of them.
@@ -87,6 +90,7 @@ class AutoConfig:
     crossover: float = 0.35
     trimmed: float = 0.35
     refined: float = 0.2
+    polished: int = 6
     opening: int = 30
     focus: tuple[float, ...] = ()
     focus_share: float = 0.5
@@ -100,7 +104,8 @@ class AutoConfig:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
         if self.first_look == 0.0:
             raise UsageError("first_look: found 0, expected a share above 0.")
-        for name, low in (("n_seeds", 1), ("pool", 1), ("patience", 0), ("opening", 0), ("dressed", 0)):
+        lowest = {"n_seeds": 1, "pool": 1, "patience": 0, "opening": 0, "dressed": 0, "polished": 0}
+        for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise UsageError(f"{name}: found {getattr(self, name)}, expected {low} or more.")
         for name in ("optimism", "slack", "tolerance"):
@@ -139,8 +144,11 @@ class Auto:
         if self._config.low_bit:
             first = list(dict.fromkeys(in_turn(space, first)))
         self._seeds = deque(first[: 1 if self._is_single else self._config.n_seeds])
+        self._n_looked = 0
         self._asked: set[str] = set()
         self._promoted: deque[Schedule] = deque()
+        self._fitted = FittedSteps(space, self._config.polished)
+        self._waiting: deque[FittedPlan] = deque()
         self._volumes: list[float] = []
         self._ranker = KernelRanker(axis=space.precision)
         self._is_dressed = not space.precision.is_open
@@ -150,10 +158,17 @@ class Auto:
         """The next candidate; empty when the hypervolume has stalled or nothing new can be found."""
         if self._promoted:
             return self._turn.asked([(self._promoted.popleft(), ())], origin="first look repeated in full")
+        if self._waiting:
+            schedule, parents, polish = self._waiting.popleft()
+            if polish:
+                return self._turn.asked([(schedule, parents)], polish=polish, origin="polished")
+            self._asked.add(schedule.id)
+            return self._turn.asked([(schedule, parents)], share=self._config.first_look, origin="fused")
         if self._seeds:
             schedule = self._seeds.popleft()
             self._asked.add(schedule.id)
-            share = 1.0 if self._is_single else self._config.first_look
+            self._n_looked += 1
+            share = 1.0 if schedule == self._space.base else self._config.first_look  # it is one end of the frontier
             return self._turn.asked([(schedule, ())], share=share, origin=self._names.get(schedule.id, "seed"))
         if self._is_single or self._has_stalled():
             return ()
@@ -171,10 +186,12 @@ class Auto:
         if not self._seeds and not self._volumes:
             self._archive.settle()
             self._dress()
+            self._waiting.extend(self._fitted.spaced())
         if not self._seeds or self._is_round():
             known = {schedule.id for schedule in self._promoted}
             found = self._archive.worth_measuring(self._config.slack)
             self._promoted.extend(schedule for schedule in found if schedule.id not in known)
+            self._waiting.extend(self._fitted.of(self._archive.front(), polishing=not self._seeds))
         if not self._seeds:
             self._volumes.append(self._archive.volume())
 
@@ -193,7 +210,7 @@ class Auto:
 
     def _is_round(self) -> bool:
         """Whether 5, 10, 20, ... seeds were looked at: the best of them are measured in full before the others."""
-        looked, rest = divmod(len(self._asked), FIRST_ROUND)
+        looked, rest = divmod(self._n_looked, FIRST_ROUND)
         return rest == 0 and looked.bit_count() == 1
 
     def _has_stalled(self) -> bool:
@@ -271,13 +288,12 @@ class Auto:
 
     def _best(self, pool: Sequence[Schedule]) -> Schedule:
         """The child whose optimistic prediction adds most to the hypervolume."""
-        schedules, losses = self._archive.lessons()
+        schedules, losses, costs = self._archive.lessons()
         if len(schedules) < 2:
             return pool[0]
         self._ranker.fit(schedules, losses)
         mean, spread = self._ranker.predict(pool)
         predicted = mean - self._config.optimism * spread
-        costs = self._archive.costs()
         if losses.shape[1] > 1 and (costs > 0.0).all():
             # A cost is a sum of prices; nothing is gained by optimism about it.
             self._prices.fit(schedules, costs)

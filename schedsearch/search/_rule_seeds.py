@@ -188,6 +188,15 @@ def plain(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:
     yield "", space.base
 
 
+def one_call(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:
+    """The cheapest run: it computes at the first step only, and has the fewest steps."""
+    del budgets
+    n = space.counts[0]
+    if REUSE in space.symbols_of(MODEL_ROW):
+        record = solver_like(space, "table", 1 + n) or space.solvers[0]
+        yield "", replace(stepped(space, space.grid(n), (record,) * n), ops=((MODEL_ROW, COMPUTE + REUSE * (n - 1)),))
+
+
 def fora(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:
     """FORA: reuse between computed steps, with 1 or 3 computed at the start."""
     del budgets

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from schedsearch.errors import UsageError
 from schedsearch.schedule import Schedule
 from schedsearch.study import Candidate, Evaluation
+from schedsearch.types import Polish
 
 
 class Turn:
@@ -26,11 +27,16 @@ class Turn:
         return self._next
 
     def asked(
-        self, proposals: Iterable[tuple[Schedule, tuple[str, ...]]], *, share: float = 1.0, origin: str = ""
+        self,
+        proposals: Iterable[tuple[Schedule, tuple[str, ...]]],
+        *,
+        share: float = 1.0,
+        polish: Polish = "",
+        origin: str = "",
     ) -> tuple[Candidate, ...]:
         """Candidates for pairs (schedule, ids of its parents), numbered on, to be measured on a share of the prompts.
 
-        All of them came about as ``origin`` says.
+        All of them are polished as ``polish`` says, and came about as ``origin`` says.
 
         Raises:
             UsageError: if the last candidates have not been told yet.
@@ -46,6 +52,7 @@ class Turn:
                 ask=self._next + i,
                 parents=parents,
                 share=share,
+                polish=polish,
                 origin=origin,
             )
             for i, (schedule, parents) in enumerate(proposals)

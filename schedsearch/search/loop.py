@@ -74,12 +74,12 @@ def run(
 def _recall(study: Study, candidate: Candidate, fidelity: int) -> Evaluation | None:
     """What the study knows of ``candidate``: its own record, or an earlier one of the same schedule at no cost."""
     own = study.lookup(candidate.ask)
-    if own is not None and own.candidate.schedule.id != candidate.schedule.id:
+    if own is not None and own.candidate.key != candidate.key:
         raise StudyMismatchError(
             f"ask {candidate.ask}: found schedule {own.candidate.schedule.id[:19]} in study {study.name!r}, expected "
             f"{candidate.schedule.id[:19]}. It was made by another release or searcher; start a new study."
         )
-    earlier = own or study.find(candidate.schedule.id)
+    earlier = own or study.find(candidate.key)
     if earlier is None or (earlier.status == "ok" and earlier.fidelity < fidelity):
         return None
     return own or replace(earlier, candidate=candidate, seconds=0.0, denoiser_evals=0)

@@ -2,6 +2,7 @@
 
 from schedsearch.space._cross import crossed
 from schedsearch.space._forbidden import Forbidden
+from schedsearch.space._fuse import FITTED, calls_of, fused
 from schedsearch.space._genome import MAX_RANGES, Genome, Range, StepGene, genome_of, runs_of, schedule_of
 from schedsearch.space._load import load_space, shipped_spaces, space_file
 from schedsearch.space._precision import GROUPINGS, LayerGroup, LinearLayers, PrecisionAxis
@@ -12,6 +13,7 @@ from schedsearch.space._warps import WARPS, warp
 from schedsearch.space._yaml import read_yaml, shown
 
 __all__ = [
+    "FITTED",
     "FORMAT_OPERATORS",
     "GROUPINGS",
     "LEVELS",
@@ -27,7 +29,9 @@ __all__ = [
     "Range",
     "SearchSpace",
     "StepGene",
+    "calls_of",
     "crossed",
+    "fused",
     "genome_of",
     "load_space",
     "mutated",

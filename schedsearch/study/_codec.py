@@ -38,6 +38,7 @@ def trial_of(evaluation: Evaluation) -> FrozenTrial:
                 "ask": candidate.ask,
                 "parents": list(candidate.parents),
                 "share": candidate.share,
+                "polish": candidate.polish,
                 "origin": candidate.origin,
                 "reason": evaluation.reason,
                 "metrics": [list(pair) for pair in evaluation.metrics],
@@ -67,7 +68,8 @@ def evaluation_of(trial: FrozenTrial) -> Evaluation:
             ask=fields["ask"],
             parents=tuple(fields["parents"]),
             share=fields["share"],
-            origin=fields.get("origin", ""),  # studies of earlier releases have none
+            polish=fields.get("polish", ""),  # studies of earlier releases have neither
+            origin=fields.get("origin", ""),
         )
         return Evaluation(
             candidate=candidate,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from schedsearch.schedule import Schedule
-from schedsearch.types import Better, Status
+from schedsearch.types import Better, Polish, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,8 @@ class Candidate:
         parents: ids of the schedules it was made from.
         share: of the prompts it asks to be measured on, above 0 and at most 1; a first look costs less than a
             measurement, and does not compete for the frontier.
+        polish: what of its fitted steps is fitted together, to the final latents, before it is measured: nothing (each
+            step is fitted by itself), their scalars, or scalars and noise levels. `schedule` is where that begins.
         origin: how the searcher came to it, in a word or two, such as ``seed fora/n3`` or ``crossed``; for people
             alone.
     """
@@ -40,7 +42,13 @@ class Candidate:
     ask: int
     parents: tuple[str, ...] = ()
     share: float = 1.0
+    polish: Polish = ""
     origin: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> str:
+        """Equal for candidates that come to the same measurement."""
+        return f"{self.schedule.id} {self.polish}".rstrip()
 
     def sized(self, prompts: int, *, fewest: int = 1) -> tuple[Candidate, int]:
         """The candidate, and how many of so many prompts it is measured on, ``fewest`` or more where there are.

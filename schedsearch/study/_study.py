@@ -59,7 +59,7 @@ class Study:
         self._storage = storage
         self._study_id = study_id
         self._by_ask: dict[int, Evaluation] = {}
-        self._by_schedule: dict[str, Evaluation] = {}
+        self._by_key: dict[str, Evaluation] = {}
         self._spent = Spent()
         records = [evaluation_of(trial) for trial in storage.get_all_trials(study_id, deepcopy=False)]
         for record in sorted(records, key=lambda record: record.candidate.ask):
@@ -166,9 +166,9 @@ class Study:
         """The record of an ask number, if there is one."""
         return self._by_ask.get(ask)
 
-    def find(self, schedule_id: str) -> Evaluation | None:
-        """The latest record of a schedule, if there is one."""
-        return self._by_schedule.get(schedule_id)
+    def find(self, key: str) -> Evaluation | None:
+        """The latest record of a `Candidate.key`, if there is one; that of a plain candidate is its schedule's id."""
+        return self._by_key.get(key)
 
     def frontier(self) -> Frontier:
         """The non-dominated records among those measured on all prompts."""
@@ -194,7 +194,7 @@ class Study:
 
     def _keep(self, evaluation: Evaluation) -> None:
         self._by_ask[evaluation.candidate.ask] = evaluation
-        self._by_schedule[evaluation.candidate.schedule.id] = evaluation
+        self._by_key[evaluation.candidate.key] = evaluation
         self._spent = Spent(
             seconds=self._spent.seconds + evaluation.seconds,
             denoiser_evals=self._spent.denoiser_evals + evaluation.denoiser_evals,

@@ -157,7 +157,7 @@ class SearcherContract:
         space = self.space()
         evaluator = toy_evaluator(space)
         study, _ = searched(self.make(space, seed=1), space, trials=self.trials, evaluator=evaluator)
-        measured = {(e.candidate.schedule.id, e.fidelity) for e in study.evaluations()}
+        measured = {(e.candidate.key, e.fidelity) for e in study.evaluations()}
         assert evaluator.calls == len(study) == len(measured)
 
     def test_survives_failed_evaluations(self) -> None:

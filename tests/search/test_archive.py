@@ -72,7 +72,7 @@ def test_a_distance_that_may_be_negative_is_not_taken_in_logarithms():
     assert losses[:, 0] == pytest.approx(np.log([100.0, 50.0, 25.0, 20.0]))  # the cost comes first
     assert sorted(losses[:, 1].tolist()) == [-1e-4, 0.0, 2e-4, 0.02]
     found.settle()
-    _, scaled = found.lessons()
+    _, scaled, _ = found.lessons()
     assert scaled[1, 1] == pytest.approx(scaled[2, 1], abs=0.02)
     assert found.volume() > 0.0
     assert len(found.best(3)) == 3

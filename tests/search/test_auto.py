@@ -6,7 +6,17 @@ import pytest
 
 from schedsearch.errors import UsageError
 from schedsearch.search import Auto, AutoConfig
-from schedsearch.testing import TOY_OBJECTIVES, SearcherContract, searched, toy_evaluator, toy_space
+from schedsearch.space import calls_of, load_space
+from schedsearch.testing import (
+    TOY_OBJECTIVES,
+    SearcherContract,
+    searched,
+    toy_blocks,
+    toy_evaluator,
+    toy_model_ref,
+    toy_sigmas,
+    toy_space,
+)
 
 
 class TestAuto(SearcherContract):
@@ -31,8 +41,9 @@ def test_every_schedule_is_looked_at_before_it_is_measured_in_full() -> None:
     config = AutoConfig(n_seeds=8, first_look=0.5, pool=8)
     found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 60)
     assert found[0].schedule == space.base
+    assert found[0].share == 1.0  # one end of the frontier
     looked = set()
-    for candidate in found:
+    for candidate in found[1:]:
         if candidate.share == 1.0:
             assert candidate.schedule.id in looked
         else:
@@ -42,12 +53,37 @@ def test_every_schedule_is_looked_at_before_it_is_measured_in_full() -> None:
     assert 3 < len(full) == len(set(full)) < len(looked)
 
 
+def test_the_frontier_is_tried_as_fitted_steps_and_few_calls_are_polished_after_the_seeds() -> None:
+    space = load_space("flux", model=toy_model_ref(), blocks=toy_blocks(2, 2), sigma=toy_sigmas(12))
+    config = AutoConfig(n_seeds=20, first_look=0.5, pool=8, polished=4)
+    found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 120)
+    words = [candidate.origin.split()[0] for candidate in found]
+    last = max(i for i, word in enumerate(words) if word == "seed")
+    polished = [candidate for candidate in found if candidate.polish]
+    assert all(word == "polished" for word, candidate in zip(words, found, strict=True) if candidate.polish)
+    assert words.index("polished") > last
+    assert {(c.polish, c.share) for c in polished} == {("levels", 1.0)}
+    assert len({c.key for c in polished}) == len(polished) >= 2 * 3
+    assert all(len(calls_of(c.schedule)) <= 4 for c in polished)
+    for candidate in (c for c in found if c.origin == "fused"):
+        assert {solver.family for solver in candidate.schedule.solver} == {"table"}
+        assert len(calls_of(candidate.schedule)) > 4
+        assert candidate.parents
+
+
+def test_nothing_is_polished_where_nothing_shall_be() -> None:
+    space = load_space("flux", model=toy_model_ref(), blocks=toy_blocks(2, 2), sigma=toy_sigmas(12))
+    config = AutoConfig(n_seeds=20, first_look=0.5, pool=8, polished=0)
+    found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 60)
+    assert not [candidate for candidate in found if candidate.polish]
+
+
 def test_every_candidate_says_how_it_came_about() -> None:
     space = toy_space((("model", "CR123"),))
     config = AutoConfig(n_seeds=8, first_look=0.5, pool=8)
     found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 120)
     assert found[0].origin.startswith("seed plain")
-    for candidate in found:
+    for candidate in found[1:]:
         word = candidate.origin.split()[0]
         if candidate.share == 1.0:
             assert word == "first"
@@ -55,7 +91,7 @@ def test_every_candidate_says_how_it_came_about() -> None:
             assert (
                 word in {"fresh", "seed"}
                 if not candidate.parents
-                else word in {"crossed", "mutated", "refined", "trimmed"}
+                else word in {"crossed", "fused", "mutated", "refined", "trimmed"}
             )
             assert (len(candidate.parents) == 2) == (word == "crossed")
     assert len({candidate.origin.split()[0] for candidate in found}) >= 5
@@ -75,6 +111,7 @@ def test_it_ends_when_the_volume_stalls() -> None:
         ({"first_look": 0.0}, "first_look: found 0, expected a share above 0"),
         ({"first_look": 1.5}, "first_look: found 1.5, expected 0 to 1"),
         ({"pool": 0}, "pool: found 0, expected 1 or more"),
+        ({"polished": -1}, "polished: found -1, expected 0 or more"),
         ({"slack": -1.0}, "slack: found -1.0, expected 0 or more"),
     ],
 )

@@ -251,8 +251,20 @@ class TestLegality:
 
 class TestOrder:
     def test_every_beginning_is_varied(self):
-        first = [name.split("/")[0] for name, _ in ALL[: len(GENERATORS) - 2]]
-        assert Counter(first).most_common(1)[0][1] == 1
+        turn = sum(source.at_once for name, source in GENERATORS.items() if name not in ("t-gate", "formats"))
+        first = Counter(name.split("/")[0] for name, _ in ALL[:turn])
+        alone = {"plain", "one-call"}  # these make one each
+        assert len(first) == len(GENERATORS) - 2
+        assert all(count == GENERATORS[name].at_once for name, count in first.items() if name not in alone)
+
+    def test_the_first_ones_are_placed_for_many_numbers_of_calls(self):
+        placed = [schedule for name, schedule in ALL[:80] if name.startswith("placed-table/table4-max.5")]
+        assert len({schedule.n_steps for schedule in placed}) == len(placed) > 15
+
+    def test_one_call_is_the_cheapest_run(self):
+        for space in (SPACE, NARROW["frozen grid"]):
+            schedule = dict(seeds(space, only=["one-call"]))["one-call"]
+            assert schedule.row("model") == "C" + "R" * (space.counts[0] - 1)
 
     def test_budgets_are_taken_in_their_order(self):
         names = [name for name, _ in seeds(SPACE, PROBE, (6, 9, 4), only=["placed-table"])]

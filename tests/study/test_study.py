@@ -68,6 +68,20 @@ def test_records_come_back_as_they_were_in_ask_order(kind, url):
         assert [e.candidate.ask for e in again.frontier()] == [7]
 
 
+def test_a_polished_candidate_is_another_measurement_of_its_schedule(url):
+    plain = made(0)
+    candidate = replace(plain.candidate, ask=1, polish="levels")
+    polished = replace(plain, candidate=candidate, values=(50.0, 100.0))
+    with opened(url) as study:
+        study.append(plain)
+        study.append(polished)
+    with opened(url, resume=True) as again:
+        assert again.find(plain.candidate.schedule.id) == plain
+        assert again.find(candidate.key) == polished
+        assert [e.candidate.polish for e in again.evaluations()] == ["", "levels"]
+        assert again.find(replace(candidate, polish="scalars").key) is None
+
+
 def test_load_reads_what_is_there(url):
     with opened(url) as study:
         study.append(RECORDS[0])
