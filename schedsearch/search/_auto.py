@@ -6,6 +6,9 @@ What is taken from whom: the first population holds the optimal paths of Watson 
 surrogate chooses which of many children is worth a model call, as in S^3 (arXiv 2312.07243); the choice is by expected
 gain in hypervolume.
 
+What comes to lie on the frontier is tried as fitted steps as well, and what of it has few calls is polished
+(`_fitted_steps.py`).
+
 Every schedule is looked at on a share of the prompts first (the same noise for all) and measured on all of them only if
 that look put it on the frontier or within a hair of it. Losses are compared on the prompts both were measured on, so
 cheap looks and full measurements rank together. The search ends by itself when the hypervolume no longer grows.

@@ -373,3 +373,41 @@ def test_images_beyond_the_memory_are_decoded_again_to_the_same_pixels(mini, sho
     assert len(narrow._images) == 1
     assert torch.equal(roomy.pictures(0, 3).images, narrow.pictures(0, 3).images)
     assert torch.equal(roomy.pictures(1, 2).latents, narrow.pictures(1, 2).latents)
+
+
+class TestPolishing:
+    """A candidate that asks for it is measured with its numbers fitted together."""
+
+    @pytest.fixture
+    def few(self, plan):
+        grid = plan()
+        solver = tuple(Solver(family="table", order=order) for order in (1, 2))
+        return dataclasses.replace(grid, sigma=(*grid.sigma[:4:2], grid.sigma[-1]), solver=solver, ops=())
+
+    def measured(self, evaluator, schedule, polish):
+        asked = dataclasses.replace(candidate(schedule), polish=polish)
+        return asked, evaluator.evaluate(asked, fidelity=2)
+
+    def test_it_ends_nearer_and_the_record_keeps_where_it_began(self, make, few):
+        errors = {}
+        for polish in ("", "scalars", "levels"):
+            asked, evaluation = self.measured(make(batch=4), few, polish)
+            assert (evaluation.status, evaluation.candidate) == ("ok", asked)
+            errors[polish] = dict(evaluation.metrics)["latent_error"]
+            assert evaluation.values[0] == 8.0  # the cost is that of its calls
+        assert errors["levels"] < errors["scalars"] < errors[""]
+
+    def test_what_it_takes_is_counted(self, make, few):
+        _, plain = self.measured(make(batch=4), few, "")
+        _, polished = self.measured(make(batch=4), few, "levels")
+        assert plain.denoiser_evals == 2 * 2
+        assert polished.denoiser_evals > 2 * (2 + 2)  # derivatives by the first step's scalars, and by the level
+
+    def test_what_has_no_fitted_steps_is_measured_as_it_is(self, make, plan):
+        for polish in ("", "levels"):
+            _, evaluation = self.measured(make(batch=4), plan(rows={"model": "CRCR"}), polish)
+            assert evaluation.denoiser_evals == 2 * 2
+
+    def test_what_strays_is_pruned(self, make, few):
+        _, evaluation = self.measured(make(batch=4, stray=1e-6), few, "levels")
+        assert (evaluation.status, evaluation.values) == ("pruned", ())

@@ -76,3 +76,25 @@ def test_a_distance_that_may_be_negative_is_not_taken_in_logarithms():
     assert scaled[1, 1] == pytest.approx(scaled[2, 1], abs=0.02)
     assert found.volume() > 0.0
     assert len(found.best(3)) == 3
+
+
+def test_what_was_polished_counts_for_the_frontier_and_teaches_nothing_about_others():
+    found = archive((100.0, 100.0), (50.0, 40.0), (25.0, 30.0))
+    plain = found._found[list(found._found)[-1]]
+    found.add(
+        dataclasses.replace(
+            plain,
+            candidate=dataclasses.replace(plain.candidate, ask=9, polish="levels"),
+            values=(25.0, 39.0),
+            samples=(("psnr", (39.0, 39.0)),),
+        )
+    )
+
+    schedules, losses = found.known()
+    taught, scaled, costs = found.lessons()
+
+    assert [s.id for s in schedules] == [*(s.id for s in taught), plain.candidate.schedule.id]
+    assert losses[-2:, 1].tolist() == [-30.0, -39.0]
+    assert costs.tolist() == [100.0, 50.0, 25.0]
+    assert len(scaled) == 3
+    assert [s.id for s in found.front()] == [plain.candidate.schedule.id, taught[1].id]
