@@ -46,7 +46,7 @@ STRAY = 0.5
 """Relative latent error after a step above which a run ends."""
 
 POLISH = 2
-"""Prompts on which the numbers of a candidate that asks for it are fitted together; the most its look is worth."""
+"""Prompts on which the numbers of a candidate that asks for it are fitted together: it is measured on more."""
 
 CHEAP_METRICS = ("psnr", "latent_error")
 """Metrics that are always scored."""
@@ -61,7 +61,8 @@ class PipelineEvaluator:
 
     Candidates that begin alike share those denoiser calls (see ``_tree.py``), with the scores they would have without.
     ``table`` steps of a schedule that is not fitted are fitted to the reference on the prompts it is measured on. A run
-    that strays too far from the reference ends early, as a ``pruned`` record.
+    that strays too far from the reference ends early, as a ``pruned`` record. A candidate that asks to be polished is
+    polished on the first `POLISH` of its prompts before.
 
     Args:
         pipe: the pipeline, without a schedule applied, without progress bars.
@@ -178,7 +179,7 @@ class PipelineEvaluator:
             # Whatever a schedule breaks (shapes, memory, numbers) is a property of the schedule: a record, not a crash.
             try:
                 self._require_room(candidate.schedule)
-                tally = self._scored(self._runner.roll(self._begun(candidate, n), n))
+                tally = self._scored(self._runner.roll(self._polished(candidate, n), n))
                 numbers = self._numbers(candidate.schedule, tally.means())
                 samples = tally.samples
             except (HopelessError, _TooLargeError) as error:
@@ -200,8 +201,15 @@ class PipelineEvaluator:
             denoiser_evals=spent.evaluations,
         )
 
-    def _begun(self, candidate: Candidate, n: int) -> Schedule:
-        """The schedule that is measured: the candidate's, polished on a few of its prompts if it asks for that."""
+    def ready(self, candidate: Candidate, *, fidelity: int) -> Schedule:
+        """Return the schedule of ``candidate`` with the numbers that `evaluate` measures it with. Raises as `fit`."""
+        n = self._prompts(fidelity)
+        with self._counting():
+            schedule = self._polished(candidate, n)
+        return self.fit(schedule, n)
+
+    def _polished(self, candidate: Candidate, n: int) -> Schedule:
+        """The candidate's schedule, polished on a few of its ``n`` prompts if it asks for that."""
         if not candidate.polish:
             return candidate.schedule
         levels = candidate.polish == "levels"

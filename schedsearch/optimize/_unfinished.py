@@ -116,7 +116,7 @@ def _finished(bench: Bench, evaluations: Iterable[Evaluation]) -> Iterator[tuple
             if bench.searching is None or time.monotonic() - started > PATIENCE:
                 continue
             try:  # as the search did, which may have been stopped anywhere
-                schedule = bench.searching.fit(schedule, bench.fidelity)
+                schedule = bench.searching.ready(evaluation.candidate, fidelity=bench.fidelity)
             except (SchedSearchError, ArithmeticError, LookupError, RuntimeError) as error:
                 bench.display.detail(f"Left out {schedule.id[:19]}: {error}")
                 continue

@@ -397,6 +397,15 @@ class TestPolishing:
             assert evaluation.values[0] == 8.0  # the cost is that of its calls
         assert errors["levels"] < errors["scalars"] < errors[""]
 
+    def test_the_schedule_it_was_measured_with_can_be_had(self, make, few):
+        evaluator = make(batch=4)
+        for polish in ("", "levels"):
+            asked, evaluation = self.measured(evaluator, few, polish)
+            ready = evaluator.ready(asked, fidelity=2)
+            assert not ready.unfitted
+            assert (ready.sigma == few.sigma) == (polish == "")
+            assert make(batch=4).evaluate(candidate(ready), fidelity=2).samples == evaluation.samples
+
     def test_what_it_takes_is_counted(self, make, few):
         _, plain = self.measured(make(batch=4), few, "")
         _, polished = self.measured(make(batch=4), few, "levels")
