@@ -42,12 +42,12 @@ AROUND = (-0.01, 0.0, 0.01, 0.02, MARGIN, 0.06, 0.12)
 """Head starts over the budget whose best is measured on held-out prompts: predictions miss by as much."""
 
 BACKUP = 0.12
-"""Head start over a rung of the ladder of a second finalist for it: on another day the first may miss it by a hair."""
+"""Head start over a rung of the ladder of one more finalist for it: on another day the others may miss it by a hair."""
 
 WORTH_MORE = 2.0
 """Speed-up from which on a rung gets that, and a plain run to compare with: slower ones take longest and say least."""
 
-OWN = 0.75
+OWN = 0.55
 """Share of these head starts and rungs that end up with a schedule of their own; early in a search many share one."""
 
 HELD_OUT_SEED = 1_000_003
@@ -56,7 +56,8 @@ HELD_OUT_SEED = 1_000_003
 
 def finalists(bench: Bench, frontier: Frontier) -> list[Evaluation]:
     """Returns the schedules worth measuring, slowest first: the best around the budget, and the best of every rung of
-    the ladder with the margin that a prediction needs, and with a greater one; in each quality that is searched for.
+    the ladder as predicted, with the margin that a prediction needs, and with a greater one; in each quality that is
+    searched for.
     """
     cost = bench.reference_point[0]
     bounds = [*(bench.ahead(margin) for margin in AROUND), *_rungs()]
@@ -68,8 +69,9 @@ def finalists(bench: Bench, frontier: Frontier) -> list[Evaluation]:
 
 
 def _rungs() -> list[float]:
-    """Predicted speed-ups at which a rung of the ladder takes its best, and its second."""
+    """Predicted speed-ups at which a rung of the ladder takes its best: one that just keeps it, and surer ones."""
     return [
+        *LADDER,
         *(rung * (1.0 + MARGIN) for rung in LADDER),
         *(rung * (1.0 + BACKUP) for rung in LADDER if rung >= WORTH_MORE),
     ]

@@ -1,9 +1,9 @@
 """A schedule's denoiser calls alone, each the beginning of one fitted step.
 
 A forecast of the whole model between two calls is a linear sum of outputs, and so is what a multistep solver makes of
-them: calls, forecasts and solver steps together are one step of a multistep method whose weights nobody chose. Fitting
-these weights instead is never worse on what is fitted, and usually far better: on flux-mini masks of order-1 forecasts
-gain 1 to 9 dB at the same calls. This module does not know what is good.
+them: calls, forecasts and solver steps together are one step of a multistep method whose weights nobody chose. Fitted
+weights are as good as any at each step: on flux-mini masks of order-1 forecasts gain 1 to 9 dB at the same calls. This
+module does not know what is good.
 """
 
 from __future__ import annotations
