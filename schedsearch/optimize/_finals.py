@@ -47,7 +47,7 @@ BACKUP = 0.12
 WORTH_MORE = 2.0
 """Speed-up from which on a rung gets that, and a plain run to compare with: slower ones take longest and say least."""
 
-OWN = 0.55
+OWN = 0.48
 """Share of these head starts and rungs that end up with a schedule of their own; early in a search many share one."""
 
 HELD_OUT_SEED = 1_000_003
