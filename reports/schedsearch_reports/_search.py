@@ -152,7 +152,7 @@ def _origins(records: Sequence[Evaluation]) -> dict[int, str]:
     for record in records:
         candidate = record.candidate
         word = candidate.origin.partition("/")[0] or _by_parents(len(candidate.parents), candidate.searcher)
-        found[candidate.ask] = first.setdefault(candidate.schedule.id, word)
+        found[candidate.ask] = first.setdefault(candidate.key, word)
     return found
 
 
