@@ -71,8 +71,8 @@ GENERATORS: Mapping[str, Source] = MappingProxyType(
 )
 """Generators by name, the more promising first; those that need a probe are skipped without one.
 
-Fitted steps at places found by exact placement come several at once, for most numbers of calls early on: on flux-mini, at
-12 to 18 calls, they are 1.6 to 6 dB better than what a search of 6,700 evaluations finds without them.
+Fitted steps at places found by exact placement come several at once, for most numbers of calls early on: on flux-mini,
+at 12 to 18 calls, they are 1.6 to 6 dB better than what a search of 6,700 evaluations finds without them.
 """
 
 
