@@ -18,9 +18,7 @@ import numpy as np
 import torch
 
 from schedsearch.runtime._solver import Call, fit, program
-from schedsearch.schedule import Schedule, Solver
-
-TABLE = "table"
+from schedsearch.schedule import TABLE_FAMILY, Schedule, Solver
 
 
 def adams_weights(schedule: Schedule) -> tuple[tuple[float, ...], ...]:
@@ -28,11 +26,11 @@ def adams_weights(schedule: Schedule) -> tuple[tuple[float, ...], ...]:
     the base, the output and older outputs with; nothing for calls of other steps.
     """
     solver = tuple(
-        Solver(family="adams" if s.order > 1 else "euler", order=s.order) if s.family == TABLE else s
+        Solver(family="adams" if s.order > 1 else "euler", order=s.order) if s.family == TABLE_FAMILY else s
         for s in schedule.solver
     )
     calls = program(dataclasses.replace(schedule, solver=solver, tables=None))
-    return tuple(_plain_weights(call) if schedule.solver[call.step].family == TABLE else () for call in calls)
+    return tuple(_plain_weights(call) if schedule.solver[call.step].family == TABLE_FAMILY else () for call in calls)
 
 
 def _plain_weights(call: Call) -> tuple[float, ...]:

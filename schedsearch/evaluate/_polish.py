@@ -25,9 +25,8 @@ import numpy as np
 import torch
 
 from schedsearch.errors import ScheduleError
-from schedsearch.evaluate._fit import TABLE
 from schedsearch.evaluate._rollout import HopelessError, Rolled, Runner
-from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule, solver_table, with_solver_table
+from schedsearch.schedule import COMPUTE, MODEL_ROW, TABLE_FAMILY, Schedule, solver_table, with_solver_table
 
 LEAST = 0.005
 """Fall of the mean decimal logarithm of the squared error (0.05 dB) under which no further step or round pays."""
@@ -58,7 +57,7 @@ def polishing_calls(schedule: Schedule, *, levels: bool = False) -> int:
     """
     row = schedule.row(MODEL_ROW)
     calls = [row[i:].count(COMPUTE) for i in range(schedule.n_steps + 1)]
-    scalars = sum((1 + s.order) * calls[i + 1] for i, s in enumerate(schedule.solver) if s.family == TABLE)
+    scalars = sum((1 + s.order) * calls[i + 1] for i, s in enumerate(schedule.solver) if s.family == TABLE_FAMILY)
     moved = sum(calls[i] for i in _levels(schedule)) if levels else 0
     return calls[0] + scalars + moved
 
@@ -68,7 +67,7 @@ def _levels(schedule: Schedule) -> list[int]:
     from it, whose scalars take its place in the update.
     """
     row = schedule.row(MODEL_ROW)
-    is_table = [solver.family == TABLE for solver in schedule.solver]
+    is_table = [solver.family == TABLE_FAMILY for solver in schedule.solver]
     return [i for i in range(1, schedule.n_steps) if row[i] == COMPUTE and is_table[i - 1] and is_table[i]]
 
 
@@ -103,7 +102,7 @@ def polished(runner: Runner, schedule: Schedule, n: int, *, rounds: int = 2, lev
 
 def _rows(schedule: Schedule) -> list[Sequence[float]]:
     """The scalars of every step, without those it has no use for."""
-    used = [1 + solver.order if solver.family == TABLE else 0 for solver in schedule.solver]
+    used = [1 + solver.order if solver.family == TABLE_FAMILY else 0 for solver in schedule.solver]
     return [row[:n] for row, n in zip(solver_table(schedule) or (), used, strict=True)]
 
 

@@ -14,7 +14,7 @@ from itertools import takewhile
 import torch
 
 from schedsearch.errors import EvaluationError
-from schedsearch.evaluate._fit import TABLE, adams_weights, solved
+from schedsearch.evaluate._fit import adams_weights, solved
 from schedsearch.evaluate._reference import PairedRuns, Reference
 from schedsearch.evaluate._trajectory import relative_error, squared_sums
 from schedsearch.evaluate._tree import (
@@ -33,7 +33,7 @@ from schedsearch.runtime import Handle, LowBitCache, apply
 from schedsearch.runtime._plan import KEEP, SiteKind
 from schedsearch.runtime._resume import Held, Snapshot
 from schedsearch.runtime._solver import Call, History, columns, fitted
-from schedsearch.schedule import Schedule
+from schedsearch.schedule import TABLE_FAMILY, Schedule
 
 Batch = tuple[int, int]
 
@@ -65,7 +65,7 @@ class Rolled:
         """Per step, what a ``table`` step multiplies the sample and the outputs with; nothing for other steps."""
         rows: list[list[float]] = [[] for _ in range(1 + self.calls[-1].step)]
         for call in self.calls:
-            if call.family == TABLE:
+            if call.family == TABLE_FAMILY:
                 rows[call.step] = [term.weight for term in call.nxt]
         return rows
 

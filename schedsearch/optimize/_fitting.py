@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from schedsearch.errors import EvaluationError
 from schedsearch.evaluate import polishing_calls
 from schedsearch.optimize._bench import Bench
 from schedsearch.optimize._forecast import Forecast
 from schedsearch.schedule import Schedule
-from schedsearch.search import FEW_ORDER, FEW_SPACINGS, spaced_levels
+from schedsearch.search import FEW_ORDER, respaced
 from schedsearch.space import SearchSpace, calls_of, fused
 from schedsearch.study import Candidate
 
@@ -100,9 +99,7 @@ def starts(space: SearchSpace, plan: Schedule) -> tuple[Schedule, ...]:
     own = fused(plan, space, order=FEW_ORDER)
     if own is None or own.n_steps > FEW:
         return (plan,)
-    levels = (spaced_levels(space, name, own.n_steps) for name in FEW_SPACINGS)
-    spaced = (space.repair(replace(own, sigma=sigma)) for sigma in levels if sigma)
-    return tuple(dict.fromkeys([plan, own, *(replace(one, provenance=plan.provenance) for one in spaced)]))
+    return tuple(dict.fromkeys([plan, own, *respaced(own, space)]))
 
 
 class _Fitting:

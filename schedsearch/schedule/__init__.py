@@ -40,6 +40,7 @@ from schedsearch.schedule._vocabulary import (
     SCALES,
     SKIP,
     SOLVER_TENSOR,
+    TABLE_FAMILY,
     VERSION,
 )
 from schedsearch.schedule._words import format_word, rule_of_word, rule_word
@@ -63,6 +64,7 @@ __all__ = [
     "SCALES",
     "SKIP",
     "SOLVER_TENSOR",
+    "TABLE_FAMILY",
     "VERSION",
     "Budget",
     "FluxStructure",

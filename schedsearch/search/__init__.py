@@ -16,9 +16,8 @@ from schedsearch.search._autodiffusion import AutoDiffusion, AutoDiffusionConfig
 from schedsearch.search._bayes import Bayes, BayesConfig
 from schedsearch.search._cachequant import CacheQuant, CacheQuantConfig
 from schedsearch.search._ecad import Ecad, EcadConfig
-from schedsearch.search._fitted_steps import FEW_ORDER, FEW_SPACINGS
+from schedsearch.search._fitted_steps import FEW_ORDER, respaced
 from schedsearch.search._random import RandomConfig, RandomSearch
-from schedsearch.search._rule_seeds import spaced_levels
 from schedsearch.search._s3 import S3
 from schedsearch.search._s3_genes import S3Config
 from schedsearch.search._seeds import seeds
@@ -103,7 +102,6 @@ def _hint(found: str, known: Sequence[str] | dict[str, Any]) -> str:
 
 __all__ = [
     "FEW_ORDER",
-    "FEW_SPACINGS",
     "S3",
     "SEARCHERS",
     "Anneal",
@@ -125,7 +123,7 @@ __all__ = [
     "Stop",
     "Turn",
     "make_searcher",
+    "respaced",
     "run",
     "seeds",
-    "spaced_levels",
 ]

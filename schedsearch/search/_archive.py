@@ -121,8 +121,8 @@ class Archive:
         scaled = self._scaled(losses)
         front = [
             (tuple(mine), s)
-            for s, mine in zip(schedules, scaled, strict=True)
-            if mine[0] <= 1.0 and not _dominated(mine, scaled)
+            for s, mine, is_best in zip(schedules, scaled, _non_dominated(scaled), strict=True)
+            if mine[0] <= 1.0 and is_best
         ]
         return [s for _, s in sorted(front, key=lambda pair: (pair[0], pair[1].id))]
 
@@ -263,7 +263,16 @@ def _among_the_best(rng: np.random.Generator, schedules: Sequence[Schedule], mer
 
 
 def _front(points: Floats) -> Floats:
-    return np.array([p for p in points if not _dominated(p, points)]).reshape(-1, points.shape[1])
+    return points[_non_dominated(points)]
+
+
+def _non_dominated(points: Floats) -> npt.NDArray[np.bool_]:
+    """`(n,)` which of ``points`` no other dominates; equal ones do not dominate each other."""
+    import moocore
+
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    return np.asarray(moocore.is_nondominated(points, keep_weakly=True), dtype=bool)
 
 
 def _dominated(point: Floats, points: Floats) -> bool:

@@ -8,11 +8,12 @@ module does not know what is on the frontier, nor what anything costs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from schedsearch.schedule import Schedule
-from schedsearch.search._rule_seeds import solver_like, spaced_levels, stepped
-from schedsearch.space import FITTED, SearchSpace, calls_of, fused
+from schedsearch.search._rule_seeds import spaced_levels, stepped
+from schedsearch.space import SearchSpace, calls_of, fused
 from schedsearch.types import Polish
 
 MANY_ORDER, FEW_ORDER = 4, 3
@@ -20,6 +21,13 @@ MANY_ORDER, FEW_ORDER = 4, 3
 
 FEW_SPACINGS = ("shift1.5", "shift2")
 """Spacings of few calls from which polishing begins, beside those found; it often ends at a better place."""
+
+
+def respaced(schedule: Schedule, space: SearchSpace) -> Iterator[Schedule]:
+    """``schedule`` at each of `FEW_SPACINGS` that the space has."""
+    for name in FEW_SPACINGS:
+        if sigma := spaced_levels(space, name, schedule.n_steps):
+            yield replace(space.repair(replace(schedule, sigma=sigma)), provenance=schedule.provenance)
 
 
 class FittedPlan(NamedTuple):
@@ -58,14 +66,11 @@ class FittedSteps:
 
     def spaced(self) -> Iterator[FittedPlan]:
         """Fitted steps of few calls at `FEW_SPACINGS`."""
-        record = solver_like(self._space, FITTED, FEW_ORDER)
-        if record is None:
-            return
         for n in (n for n in self._space.counts if n <= self._few):
-            for name in FEW_SPACINGS:
-                if levels := spaced_levels(self._space, name, n):
-                    made = self._space.repair(stepped(self._space, levels, (record,) * n))
-                    yield from self._once(made, (), is_few=True)
+            plain = stepped(self._space, self._space.grid(n), self._space.solvers[:1] * n)
+            made = fused(plain, self._space, order=FEW_ORDER)
+            for one in respaced(made, self._space) if made is not None else ():
+                yield from self._once(one, (), is_few=True)
 
     def _once(self, made: Schedule, parents: tuple[str, ...], *, is_few: bool) -> Iterator[FittedPlan]:
         polish: Polish = self._polish if is_few else ""

@@ -17,8 +17,8 @@ from schedsearch.search._blocks import block_updates, bubbled, flagged_blocks, n
 from schedsearch.search._costs import adams_costs, emphasised, fitted_costs, forecast_costs
 from schedsearch.search._paths import Path, Rule, group_costs, minimax, partition, placed, shortest
 from schedsearch.search._published import SMOOTHCACHE_LIMITS
-from schedsearch.search._rule_seeds import forecast_row, solver_like, stepped, with_row, with_rows
-from schedsearch.space import SearchSpace
+from schedsearch.search._rule_seeds import forecast_row, stepped, with_row, with_rows
+from schedsearch.space import SearchSpace, solver_like
 from schedsearch.study import Probe
 
 Array = npt.NDArray[np.float64]
@@ -45,10 +45,10 @@ def placed_table(space: SearchSpace, probe: Probe, budgets: Sequence[int]) -> It
 
     Placing for order 4 takes long and puts them where placing for order 3 does.
     """
-    for order in (4, 3, 2):
-        record = _record(space, "table", order)
-        if record is not None:
-            yield from _placements(space, probe, budgets, record, fitted_costs(probe, min(order, 3)))
+    records = [record for order in (4, 3, 2) if (record := _record(space, "table", order)) is not None]
+    costs = fitted_costs(probe, 3) if records else ()
+    for record in records:
+        yield from _placements(space, probe, budgets, record, costs[: record.order])
 
 
 def placed_adams(space: SearchSpace, probe: Probe, budgets: Sequence[int]) -> Iterator[Named]:
@@ -70,7 +70,7 @@ def gits(space: SearchSpace, probe: Probe, budgets: Sequence[int]) -> Iterator[N
 
 def _record(space: SearchSpace, family: str, order: int) -> Solver | None:
     """The space's solver of exactly this order."""
-    record = solver_like(space, family, order)
+    record = solver_like(space.solvers, family, order)
     return record if record is not None and record.order == order else None
 
 

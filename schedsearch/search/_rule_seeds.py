@@ -22,7 +22,7 @@ from schedsearch.search._published import (
     SD_BETAS,
     TAYLORSEER,
 )
-from schedsearch.space import SearchSpace, shown, warp
+from schedsearch.space import SearchSpace, shown, solver_like, warp
 
 Named = tuple[str, Schedule]
 
@@ -193,7 +193,7 @@ def one_call(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:
     del budgets
     n = space.counts[0]
     if REUSE in space.symbols_of(MODEL_ROW):
-        record = solver_like(space, "table", 1 + n) or space.solvers[0]
+        record = solver_like(space.solvers, "table", 4) or space.solvers[0]
         yield "", replace(stepped(space, space.grid(n), (record,) * n), ops=((MODEL_ROW, COMPUTE + REUSE * (n - 1)),))
 
 
@@ -277,16 +277,6 @@ def stepped(space: SearchSpace, sigma: Sequence[float], solver: Sequence[Solver]
     return Schedule(sigma=tuple(sigma), solver=tuple(solver), model=space.model)
 
 
-def solver_like(space: SearchSpace, family: str, order: int) -> Solver | None:
-    """The space's solver of that family with the highest order up to ``order``; ``None`` if there is none.
-
-    UniPC has its corrector where the space allows, without which it is another solver.
-    """
-    kin = [record for record in space.solvers if record.family == family and record.order <= order]
-    wanted = "pseudo" if family == "unipc" else "none"
-    return max(kin, key=lambda record: (record.order, record.corrector == wanted), default=None)
-
-
 def fewer_steps(space: SearchSpace, budgets: Sequence[int], family: str, orders: Sequence[int]) -> Iterator[Named]:
     """Fewer steps of one solver family, at every order, spacing and budget."""
     legal = {record.order for record in space.solvers if record.family == family}
@@ -294,7 +284,7 @@ def fewer_steps(space: SearchSpace, budgets: Sequence[int], family: str, orders:
         for budget in budgets:
             levels = spaced_levels(space, name, budget)
             for order in orders if levels else ():
-                record = solver_like(space, family, order)
+                record = solver_like(space.solvers, family, order)
                 if record is not None and order in legal:
                     tag = f"{family}{order}" if family not in ("euler", "heun") else family
                     yield f"{tag}-{name}-k{budget}", stepped(space, levels, (record,) * budget)
@@ -341,14 +331,14 @@ def steps_euler(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:
 def s3(space: SearchSpace, budgets: Sequence[int]) -> Iterator[Named]:
     """S^3's schedules for Stable Diffusion 1.4: their orders; their times by noise level, and by place in the grid."""
     del budgets
-    families = [family for family in ("table", "unipc", "dpm", "adams") if solver_like(space, family, 4)]
+    families = [family for family in ("table", "unipc", "dpm", "adams") if solver_like(space.solvers, family, 4)]
     for n_steps, (times, orders) in S3.items():
         if n_steps not in space.counts or not space.free_sigma:
             continue
         for kind, levels in (("snr", same_noise(space, times)), ("grid", same_place(space, times))):
             for family in families:
                 records = [
-                    solver_like(space, family, order) or space.solvers[0] if order > 1 else space.solvers[0]
+                    solver_like(space.solvers, family, order) or space.solvers[0] if order > 1 else space.solvers[0]
                     for order in orders
                 ]
                 yield f"{kind}-{family}-k{n_steps}", stepped(space, levels, records)

@@ -113,14 +113,13 @@ def seeds(
             lists.append((_legal(space, name, source.make(space, probe, usable)), source.at_once))
     lists[1:1] = [(_legal(space, name, made), 1) for name, made in given.items()]
     found: dict[str, Named] = {}
-    while lists:
+    before = -1
+    while len(found) > before:
         before = len(found)
         for made, at_once in lists:
             new = (pair for pair in made if pair[1].id not in found)
             for name, schedule in islice(new, at_once):
                 found[schedule.id] = (name, schedule)
-        if len(found) == before:
-            break
     return tuple(found.values())
 
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from schedsearch.schedule import COMPUTE, MODEL_ROW, Schedule
+from schedsearch.schedule import COMPUTE, MODEL_ROW, TABLE_FAMILY, Schedule
+from schedsearch.space._solvers import solver_like
 from schedsearch.space._space import SearchSpace
-
-FITTED = "table"
-"""Family of the steps whose weights are fitted."""
 
 
 def calls_of(schedule: Schedule) -> tuple[int, ...]:
@@ -36,11 +34,7 @@ def fused(schedule: Schedule, space: SearchSpace, *, order: int = 4) -> Schedule
         `None` where the space has no fitted steps, not so few steps, or not at these noise levels.
     """
     calls = calls_of(schedule)
-    record = max(
-        (solver for solver in space.solvers if solver.family == FITTED and solver.order <= order),
-        key=lambda solver: solver.order,
-        default=None,
-    )
+    record = solver_like(space.solvers, TABLE_FAMILY, order)
     is_there = len(calls) == schedule.n_steps or (space.free_sigma and len(calls) in space.counts)
     if record is None or not is_there:
         return None

@@ -141,6 +141,16 @@ def stretched_solvers(solver: Sequence[Solver], n_steps: int) -> Sequence[Solver
     return [solver[i * len(solver) // n_steps] for i in range(n_steps)]
 
 
+def solver_like(solvers: Sequence[Solver], family: str, order: int) -> Solver | None:
+    """The one of ``solvers`` of that family with the highest order up to ``order``; ``None`` if there is none.
+
+    UniPC has its corrector if such a record is among them, without which it is another solver.
+    """
+    kin = [record for record in solvers if record.family == family and record.order <= order]
+    wanted = PSEUDO if family == "unipc" else "none"
+    return max(kin, key=lambda record: (record.order, record.corrector == wanted), default=None)
+
+
 def named(solver: Solver) -> str:
     """A record in words.
 

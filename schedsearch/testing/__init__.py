@@ -19,7 +19,13 @@ from schedsearch.testing._random_flux import random_flux
 if TYPE_CHECKING:
     from schedsearch.testing._family_contract import FamilyContract
     from schedsearch.testing._metric_contract import MetricContract
-    from schedsearch.testing._searcher_contract import SearcherContract, searched, toy_evaluator, toy_space
+    from schedsearch.testing._searcher_contract import (
+        SearcherContract,
+        searched,
+        toy_evaluator,
+        toy_joint_space,
+        toy_space,
+    )
     from schedsearch.testing._space_contract import SpaceContract
 
 _HOMES = {
@@ -29,6 +35,7 @@ _HOMES = {
     "SpaceContract": "_space_contract",
     "searched": "_searcher_contract",
     "toy_evaluator": "_searcher_contract",
+    "toy_joint_space": "_searcher_contract",
     "toy_space": "_searcher_contract",
 }
 """Of what is imported on first use: the contracts need pytest, two of them torch."""
@@ -52,6 +59,7 @@ __all__ = [
     "searched",
     "toy_blocks",
     "toy_evaluator",
+    "toy_joint_space",
     "toy_linears",
     "toy_model_ref",
     "toy_sigmas",

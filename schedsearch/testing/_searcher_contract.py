@@ -19,7 +19,7 @@ import pytest
 from schedsearch.errors import UsageError
 from schedsearch.protocols import Searcher
 from schedsearch.search import Ended, RandomSearch, Stop, run
-from schedsearch.space import SearchSpace
+from schedsearch.space import SearchSpace, load_space
 from schedsearch.study import Candidate, Evaluation, Study
 from schedsearch.testing._gaussian import TOY_OBJECTIVES, GaussianEvaluator, toy_blocks, toy_model_ref, toy_sigmas
 
@@ -34,6 +34,11 @@ def toy_space(
         name="toy", model=toy_model_ref(), blocks=toy_blocks(n_double, n_single), sigma=toy_sigmas(n_steps),
         levels=tuple(levels), counts=(n_steps,),
     )  # fmt: skip
+
+
+def toy_joint_space() -> SearchSpace:
+    """The space of FLUX over a toy model of twelve steps, with everything open."""
+    return load_space("flux", model=toy_model_ref(), blocks=toy_blocks(2, 2), sigma=toy_sigmas(12))
 
 
 def toy_evaluator(space: SearchSpace, *, fails: Callable[[Candidate], bool] = lambda _: False) -> GaussianEvaluator:

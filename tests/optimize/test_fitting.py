@@ -12,17 +12,16 @@ from schedsearch.optimize._display import Display
 from schedsearch.optimize._finals import _kept, _restored
 from schedsearch.optimize._fitting import FEW, FIT, POLISH, SKETCH, fitted, fitting_evals, starts
 from schedsearch.schedule import Solver, with_solver_table
-from schedsearch.search import spaced_levels
-from schedsearch.space import load_space
+from schedsearch.search._rule_seeds import spaced_levels
 from schedsearch.study import Objective
-from schedsearch.testing import toy_blocks, toy_model_ref, toy_sigmas
+from schedsearch.testing import toy_joint_space
 
 EULER, TABLE = Solver(), Solver(family="table", order=3)
 
 
 @pytest.fixture(scope="module")
 def space():
-    return load_space("flux", model=toy_model_ref(), blocks=toy_blocks(2, 2), sigma=toy_sigmas(12))
+    return toy_joint_space()
 
 
 def plan(space, n, solver=EULER, ops=(), **fields):

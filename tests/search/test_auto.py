@@ -6,15 +6,13 @@ import pytest
 
 from schedsearch.errors import UsageError
 from schedsearch.search import Auto, AutoConfig
-from schedsearch.space import calls_of, load_space
+from schedsearch.space import calls_of
 from schedsearch.testing import (
     TOY_OBJECTIVES,
     SearcherContract,
     searched,
-    toy_blocks,
     toy_evaluator,
-    toy_model_ref,
-    toy_sigmas,
+    toy_joint_space,
     toy_space,
 )
 
@@ -54,7 +52,7 @@ def test_every_schedule_is_looked_at_before_it_is_measured_in_full() -> None:
 
 
 def test_the_frontier_is_tried_as_fitted_steps_and_few_calls_are_polished_after_the_seeds() -> None:
-    space = load_space("flux", model=toy_model_ref(), blocks=toy_blocks(2, 2), sigma=toy_sigmas(12))
+    space = toy_joint_space()
     config = AutoConfig(n_seeds=20, first_look=0.5, pool=8, polished=4)
     found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 120)
     words = [candidate.origin.split()[0] for candidate in found]
@@ -72,7 +70,7 @@ def test_the_frontier_is_tried_as_fitted_steps_and_few_calls_are_polished_after_
 
 
 def test_nothing_is_polished_where_nothing_shall_be() -> None:
-    space = load_space("flux", model=toy_model_ref(), blocks=toy_blocks(2, 2), sigma=toy_sigmas(12))
+    space = toy_joint_space()
     config = AutoConfig(n_seeds=20, first_look=0.5, pool=8, polished=0)
     found = told(Auto(space, seed=0, objectives=TOY_OBJECTIVES, config=config), toy_evaluator(space), 60)
     assert not [candidate for candidate in found if candidate.polish]

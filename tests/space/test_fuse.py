@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from schedsearch.schedule import MODEL_ROW, Solver
-from schedsearch.space import calls_of, fused, load_space
-from schedsearch.testing import toy_blocks, toy_model_ref, toy_sigmas
+from schedsearch.space import calls_of, fused
+from schedsearch.testing import toy_joint_space
 
 
 @pytest.fixture(scope="module")
 def space():
-    return load_space("flux", model=toy_model_ref(), blocks=toy_blocks(2, 2), sigma=toy_sigmas(12))
+    return toy_joint_space()
 
 
 def masked(space, row, ops=()):
